@@ -1,0 +1,1 @@
+//! Copying closures to hosts, over the serve protocol.

@@ -1,0 +1,1 @@
+//! Processes: started with a cleared environment, bounded, and ended whole.

@@ -1,0 +1,1 @@
+//! Driving the Nix command line.

@@ -3,5 +3,14 @@
 //! ARCHITECTURE.md has the picture, the code map and the invariants.
 
 pub mod clock;
+pub mod controller;
+pub mod landing;
+pub mod metrics;
 pub mod nix;
+pub mod observe;
+pub mod pipeline;
+pub mod report;
+pub mod stage;
+pub mod stages;
+pub mod wish;
 pub mod world;

@@ -1,1 +1,29 @@
-//! The `NixOSHost` resource.
+//! The `NixOSHost` resource: types, validation rules, conditions and reasons.
+//!
+//! The doc comments are what `kubectl explain nixoshost` prints; `crd/manifests/` is generated from them.
+
+mod duration;
+mod reasons;
+mod spec;
+mod status;
+
+pub use duration::{Duration, DurationError};
+pub use reasons::{Class, Reason, condition};
+pub use spec::{
+    Activation, Build, Connection, Copy, DriftPolicy, FailedUnitsPolicy, Flake, HostKeyPolicy, LocalRef, Mode, NixOSHost, NixOSHostSpec,
+};
+pub use status::{AppliedFlake, Facts, FlakeStatus, HistoryEntry, LandingRef, NixOSHostStatus, Outcome, StageRecord, SystemStatus};
+
+/// The API group.
+pub const GROUP: &str = "nixoshost.dev";
+
+/// Asks for a pass now: any value that differs from `status.lastHandledReconcileAt`. The key is Flux's, so that its tools work.
+pub const REQUESTED_AT: &str = "reconcile.fluxcd.io/requestedAt";
+
+/// Holds a deleted NixOSHost back until its work has stopped and its GC roots are dropped.
+pub const FINALIZER: &str = "nixoshost.dev/controller";
+
+/// The CustomResourceDefinition as it is installed: YAML would be made of this value.
+pub fn custom_resource_definition() -> serde_json::Result<serde_json::Value> {
+    serde_json::to_value(<NixOSHost as kube::core::CustomResourceExt>::crd())
+}

@@ -4,5 +4,88 @@
 
 pub mod copy;
 pub mod exec;
+pub mod machines;
 pub mod nix;
 pub mod ssh;
+mod start;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::Semaphore;
+
+use crate::clock::Clock;
+use crate::metrics::Metrics;
+
+pub use machines::{Claim, Machines};
+pub use start::Limits;
+
+/// All that passes are done with; shared by all of them.
+pub struct World {
+    /// Resolve, evaluate, build.
+    pub nix: nix::Nix,
+    /// The local store, asked without a process for each question.
+    pub store: Arc<copy::LocalStore>,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// What time it is.
+    pub clock: Clock,
+    /// The term of this controller: hosts refuse an older one than they know.
+    pub epoch: u64,
+    /// Looks at hosts at a time.
+    pub looks: Semaphore,
+    /// Copies at a time.
+    pub copies: Semaphore,
+    /// Landings at a time.
+    pub landings: Semaphore,
+    /// Which resource manages which machine.
+    pub machines: Machines,
+    /// The address that last answered, by the resource's uid.
+    pub addresses: Addresses,
+}
+
+/// Addresses that answered.
+#[derive(Debug, Default)]
+pub struct Addresses(Mutex<HashMap<String, String>>);
+
+impl Addresses {
+    /// The one that answered last.
+    pub fn get(&self, uid: &str) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
+    }
+
+    /// Remembers one that answered.
+    pub fn put(&self, uid: &str, address: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned(), address.to_owned());
+    }
+
+    /// Forgets a resource.
+    pub fn forget(&self, uid: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+}
+
+impl fmt::Debug for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("World")
+    }
+}
+
+impl World {
+    /// A new identity for a landing of this resource.
+    pub fn landing_id(&self, uid: &str) -> String {
+        let prefix: String = uid.chars().filter(char::is_ascii_alphanumeric).take(8).collect();
+        format!("{prefix}-{:016x}", rand::random::<u64>())
+    }
+
+    /// Runs a stage's work and counts how long it took, by how it ended.
+    pub async fn timed<T, E>(&self, stage: &str, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+        let begun = self.clock.now();
+        let result = work.await;
+        let outcome = if result.is_ok() { "succeeded" } else { "failed" };
+        self.metrics.stage(stage, outcome, self.clock.now().saturating_duration_since(begun));
+        result
+    }
+}

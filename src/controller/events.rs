@@ -1,0 +1,143 @@
+//! Events: one for each transition that a person cares about, none on a pass that changes nothing.
+
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, ObjectMeta};
+use kube::api::PostParams;
+use kube::{Api, Client, Resource, ResourceExt};
+use nixos_host_api::{NixOSHost, NixOSHostStatus, Outcome, Reason, condition};
+use tokio::sync::mpsc;
+
+use super::clients::REQUEST_WITHIN;
+use super::clocks;
+use super::status::MANAGER;
+use crate::stage::chain;
+
+/// The API server takes no longer note.
+const MAX_NOTE: usize = 1024;
+
+/// Events that wait to be sent; more are dropped, since an event must never hold up a pass.
+const QUEUE: usize = 1000;
+
+/// Something that happened to a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Happened {
+    /// Whether it is a warning.
+    pub(super) warning: bool,
+    /// Why, CamelCase.
+    pub(super) reason: String,
+    /// What the controller did.
+    pub(super) action: &'static str,
+    /// The same for people.
+    pub(super) note: String,
+}
+
+/// PURE. What happened between two statuses of a host.
+pub(super) fn happened(before: &NixOSHostStatus, now: &NixOSHostStatus) -> Vec<Happened> {
+    let mut happened = Vec::new();
+    let attempted = |status: &NixOSHostStatus| status.flake.as_ref().and_then(|flake| flake.attempted.clone());
+    if let Some(flake) = attempted(now).filter(|flake| attempted(before).as_ref() != Some(flake)) {
+        happened.push(normal("NewRevision", "Resolve", format!("landing {}", flake.url)));
+    }
+    let landings = now.history.iter().take_while(|entry| before.history.first() != Some(entry));
+    for entry in landings {
+        let message = entry.message.as_deref().unwrap_or_default();
+        happened.push(match entry.outcome {
+            Outcome::Succeeded => normal("Landed", "Commit", format!("{} landed: {}", entry.revision, entry.system)),
+            _ => warning(&entry.reason, "Revert", format!("{} did not land: {message}", entry.revision)),
+        });
+    }
+    for (kind, bad, action) in
+        [(condition::REACHABLE, "False", "Observe"), (condition::DRIFTED, "True", "Observe"), (condition::STALLED, "True", "Reconcile")]
+    {
+        happened.extend(transition(kind, bad, action, find(before, kind), find(now, kind)));
+    }
+    // A rejected landing is told as the landing that it was.
+    let told: Vec<String> = happened.iter().filter(|event| event.action == "Revert").map(|event| event.reason.clone()).collect();
+    happened.retain(|event| event.action != "Reconcile" || !told.contains(&event.reason));
+    happened
+}
+
+fn find<'s>(status: &'s NixOSHostStatus, kind: &str) -> Option<&'s Condition> {
+    status.conditions.iter().find(|condition| condition.type_ == kind)
+}
+
+fn transition(kind: &str, bad: &str, action: &'static str, before: Option<&Condition>, now: Option<&Condition>) -> Option<Happened> {
+    let was_bad = before.filter(|condition| condition.status == bad);
+    let is_bad = now.filter(|condition| condition.status == bad);
+    match (was_bad, is_bad) {
+        (None, Some(now)) => Some(warning(&now.reason, action, now.message.clone())),
+        (Some(before), Some(now)) if before.reason != now.reason => Some(warning(&now.reason, action, now.message.clone())),
+        (Some(_), None) if kind == condition::REACHABLE && now.is_some_and(|now| now.status == "True") => {
+            Some(normal(Reason::Answered.as_str(), action, "the machine answers again".into()))
+        }
+        (Some(_), None) if kind == condition::DRIFTED && now.is_some_and(|now| now.status == "False") => {
+            Some(normal(Reason::NoDrift.as_str(), action, "the machine runs what was last landed again".into()))
+        }
+        _ => None,
+    }
+}
+
+fn normal(reason: &str, action: &'static str, note: String) -> Happened {
+    Happened { warning: false, reason: reason.into(), action, note }
+}
+
+fn warning(reason: &str, action: &'static str, note: String) -> Happened {
+    Happened { warning: true, reason: reason.into(), action, note }
+}
+
+/// Where events are handed over. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Events(mpsc::Sender<(String, Event)>);
+
+impl Events {
+    /// Sends events in the background for as long as the process lives.
+    pub(super) fn start(client: Client) -> Self {
+        let (sender, mut receiver) = mpsc::channel::<(String, Event)>(QUEUE);
+        tokio::spawn(async move {
+            while let Some((namespace, event)) = receiver.recv().await {
+                let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
+                let sent = tokio::time::timeout(REQUEST_WITHIN, api.create(&PostParams::default(), &event)).await;
+                if let Ok(Err(error)) = sent {
+                    tracing::warn!("an event could not be written: {}", chain(&error));
+                }
+            }
+        });
+        Self(sender)
+    }
+
+    /// Hands over what happened to a host.
+    pub(super) fn tell(&self, object: &NixOSHost, happened: Vec<Happened>) {
+        for one in happened {
+            tracing::info!(reason = one.reason, "event: {}", one.note);
+            let namespace = object.namespace().unwrap_or_default();
+            if self.0.try_send((namespace, event(object, one))).is_err() {
+                tracing::warn!("an event was dropped: too many wait");
+            }
+        }
+    }
+}
+
+fn event(object: &NixOSHost, happened: Happened) -> Event {
+    let mut note = happened.note;
+    let mut end = note.len().min(MAX_NOTE);
+    while !note.is_char_boundary(end) {
+        end -= 1;
+    }
+    note.truncate(end);
+    Event {
+        metadata: ObjectMeta {
+            generate_name: Some(format!("{}.", object.name_any())),
+            namespace: object.namespace(),
+            ..ObjectMeta::default()
+        },
+        event_time: Some(MicroTime(clocks::wall())),
+        action: Some(happened.action.into()),
+        reason: Some(happened.reason),
+        note: Some(note),
+        regarding: Some(object.object_ref(&())),
+        reporting_controller: Some(format!("nixoshost.dev/{MANAGER}")),
+        reporting_instance: Some(std::env::var("HOSTNAME").unwrap_or_else(|_| MANAGER.into()).chars().take(128).collect()),
+        type_: Some(if happened.warning { "Warning" } else { "Normal" }.into()),
+        ..Event::default()
+    }
+}

@@ -1,0 +1,37 @@
+//! The finalizer: a deleted resource waits until its work has ended.
+
+use std::time::Duration;
+
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Error, ResourceExt};
+use nixos_host_api::{FINALIZER, NixOSHost};
+
+/// Longer than the client's own time-outs: this never fires unless those fail.
+const WITHIN: Duration = Duration::from_secs(20);
+
+/// Adds ours to those that are there; refused by the API server if the object changed meanwhile.
+pub(super) async fn add(api: &Api<NixOSHost>, object: &NixOSHost) -> Result<(), Error> {
+    let mut finalizers = object.finalizers().to_vec();
+    finalizers.push(FINALIZER.to_owned());
+    let patch = serde_json::json!({"metadata": {"finalizers": finalizers, "resourceVersion": object.resource_version()}});
+    bounded(api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(patch))).await
+}
+
+/// Removes ours, if it is still where it was seen.
+pub(super) async fn remove(api: &Api<NixOSHost>, object: &NixOSHost) -> Result<(), Error> {
+    let Some(index) = object.finalizers().iter().position(|finalizer| finalizer == FINALIZER) else { return Ok(()) };
+    let path = format!("/metadata/finalizers/{index}");
+    let patch = serde_json::json!([{"op": "test", "path": path, "value": FINALIZER}, {"op": "remove", "path": path}]);
+    let patch: Patch<()> = Patch::Json(serde_json::from_value(patch).map_err(Error::SerdeError)?);
+    match bounded(api.patch(&object.name_any(), &PatchParams::default(), &patch)).await {
+        Err(Error::Api(status)) if status.code == 404 => Ok(()),
+        result => result,
+    }
+}
+
+async fn bounded(call: impl Future<Output = Result<NixOSHost, Error>>) -> Result<(), Error> {
+    match tokio::time::timeout(WITHIN, call).await {
+        Ok(result) => result.map(|_| ()),
+        Err(_) => Err(Error::Service("the API server did not answer".into())),
+    }
+}

@@ -1,0 +1,252 @@
+//! The kube side: watches, one pass per host and its cancelling, the one status patch, events, and the only clocks.
+//!
+//! Nothing else names `kube`, reads a clock or writes a status.
+
+pub mod args;
+pub mod clients;
+mod clocks;
+mod events;
+mod finalizer;
+mod hosts;
+mod pass;
+mod pump;
+mod reporter;
+pub mod serve;
+mod status;
+pub mod telemetry;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+use kube::Api;
+use nixos_host_api::NixOSHost;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use crate::metrics::Metrics;
+use crate::stage::chain;
+use crate::world::{Limits, World, nix};
+use args::Args;
+use clients::{Clients, WATCH_SECONDS};
+use events::Events;
+use hosts::{Hosts, Task};
+use pass::Next;
+use status::Stored;
+
+/// Looks at hosts at a time: each is one SSH handshake.
+const LOOKS: usize = 64;
+
+/// One look at a remote, or fetching one revision.
+const RESOLVE_WITHIN: Duration = Duration::from_secs(300);
+
+/// What passes may take to end after SIGTERM. A landing that lasts longer goes on without us: the next controller attaches to it, or the host goes back.
+const SHUTDOWN_WITHIN: Duration = Duration::from_secs(25);
+
+/// What passes share.
+pub struct Controller {
+    args: Args,
+    clients: Clients,
+    events: Events,
+    world: World,
+    hosts: Arc<Hosts>,
+}
+
+/// Why the controller did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// There is no way to the Kubernetes API.
+    #[error("connecting to Kubernetes")]
+    Clients(#[from] clients::ClientsError),
+    /// Nix cannot be used.
+    #[error("starting Nix")]
+    Nix(#[from] nix::StartError),
+    /// A port cannot be listened on.
+    #[error("serving")]
+    Listen(#[from] serve::ListenError),
+    /// The metrics contradict each other.
+    #[error("setting up metrics")]
+    Metrics(#[from] prometheus::Error),
+    /// Signals cannot be handled.
+    #[error("handling signals")]
+    Signals(#[from] std::io::Error),
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(args: Args) -> Result<(), RunError> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let clock = clocks::monotonic();
+    let metrics = Metrics::new()?;
+    let clients = Clients::new(&metrics, &clock).await?;
+    let world = world(&args, metrics.clone(), &clock).await?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), nix = world.nix.version(), confined = world.nix.confined(), "starts");
+    let controller = Arc::new(Controller { events: Events::start(clients.requests.clone()), hosts: Arc::default(), args, clients, world });
+    let (ready, readiness) = watch::channel(false);
+    serve_all(&controller, readiness).await?;
+    let stop = CancellationToken::new();
+    let running = run_hosts(Arc::clone(&controller), ready, stop.clone());
+    tokio::pin!(running);
+    tokio::select! {
+        () = &mut running => return Ok(()),
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping: work in flight ends, landings are finished or left to the next controller");
+    stop.cancel();
+    if tokio::time::timeout(SHUTDOWN_WITHIN, running).await.is_err() {
+        tracing::warn!("passes were still running; a landing that was in flight goes on without this controller");
+    }
+    Ok(())
+}
+
+async fn world(args: &Args, metrics: Metrics, clock: &crate::clock::Clock) -> Result<World, RunError> {
+    let config = nix::NixConfig {
+        data_dir: args.data_dir.clone(),
+        allow_local_flakes: args.allow_local_flakes,
+        allow_import_from_derivation: args.allow_import_from_derivation,
+        evaluate_timeout: args.evaluate_timeout(),
+        resolve_timeout: RESOLVE_WITHIN,
+        evaluate_memory: args.evaluate_memory << 20,
+        evaluations: Args::cores(),
+        builds: args.builds,
+        cores: 0,
+        sandbox: !args.no_sandbox,
+        readable: Vec::new(),
+        store: None,
+        clock: clock.clone(),
+    };
+    // Milliseconds since 1970: a controller that starts later has the higher term.
+    let epoch = u64::try_from(clocks::wall().as_millisecond()).unwrap_or_default();
+    let limits = Limits { looks: LOOKS, copies: args.copies, landings: args.landings };
+    Ok(World::start(config, metrics, clock.clone(), epoch, limits).await?)
+}
+
+/// Watches, and runs a task for each host, until `stop`.
+async fn run_hosts(controller: Arc<Controller>, ready: watch::Sender<bool>, stop: CancellationToken) {
+    let client = controller.clients.watches.clone();
+    let api = match &controller.args.namespace {
+        Some(namespace) => Api::namespaced(client, namespace),
+        None => Api::all(client),
+    };
+    let (tasks, mut new) = mpsc::unbounded_channel();
+    let pump = tokio::spawn(pump::run(api, Arc::clone(&controller.hosts), tasks, controller.world.metrics.clone(), ready));
+    let mut running = JoinSet::new();
+    loop {
+        tokio::select! {
+            Some(task) = new.recv() => {
+                running.spawn(run_host(Arc::clone(&controller), task, stop.clone()));
+            }
+            Some(_) = running.join_next() => {}
+            () = stop.cancelled() => break,
+        }
+    }
+    while running.join_next().await.is_some() {}
+    pump.abort();
+}
+
+/// The life of one host: pass after pass.
+async fn run_host(controller: Arc<Controller>, task: Task, stop: CancellationToken) {
+    let mut stored = Stored::default();
+    let mut failures = 0;
+    while !task.gone.is_cancelled() && !stop.is_cancelled() {
+        let Some((object, cancel)) = controller.hosts.begin(&task.key, &stop) else { break };
+        let next = one_pass(&controller, &object, &mut stored, &cancel).await;
+        failures = if next.is_some() { 0 } else { failures + 1 };
+        let pause = match next.unwrap_or_else(|| retry(failures)) {
+            Next::Now => continue,
+            Next::After(pause) => pause,
+            Next::Wait => Duration::from_secs(86_400),
+        };
+        tokio::select! {
+            () = task.wake.notified() => {}
+            () = tokio::time::sleep(pause) => {}
+            () = task.gone.cancelled() => break,
+            () = stop.cancelled() => break,
+        }
+    }
+    if task.gone.is_cancelled() {
+        controller.world.metrics.forget(&task.key.0, &task.key.1);
+    }
+}
+
+/// When Kubernetes could not be spoken to, or a pass panicked: 1 s, 2 s, 4 s … 30 s.
+fn retry(failures: u32) -> Next {
+    let pause = Duration::from_secs(1 << failures.clamp(1, 6).saturating_sub(1)).min(Duration::from_secs(30));
+    Next::After(pause.mul_f64(rand::random_range(0.8..1.2)))
+}
+
+/// One pass in a task of its own, so that a panic in it harms only it. `None` if it did not come to an end.
+async fn one_pass(controller: &Arc<Controller>, object: &Arc<NixOSHost>, stored: &mut Stored, cancel: &CancellationToken) -> Option<Next> {
+    let (namespace, name) = hosts::key(object);
+    let span = tracing::info_span!("pass", namespace, name, generation = object.metadata.generation);
+    let begun = controller.world.clock.now();
+    let work = {
+        let (controller, object, cancel, mut stored) = (Arc::clone(controller), Arc::clone(object), cancel.clone(), std::mem::take(stored));
+        async move {
+            let result = pass::run(&controller, &object, &mut stored, &cancel).await;
+            (result, stored)
+        }
+    };
+    let mut set = JoinSet::new();
+    set.spawn(work.instrument(span.clone()));
+    let _entered = span.clone();
+    let (outcome, next) = match set.join_next().await {
+        Some(Ok((Ok(next), now))) => {
+            *stored = now;
+            ("ended", Some(next))
+        }
+        Some(Ok((Err(error), now))) => {
+            *stored = now;
+            span.in_scope(|| tracing::warn!("speaking to Kubernetes: {}", chain(&error)));
+            ("kubernetes_error", None)
+        }
+        Some(Err(error)) => {
+            span.in_scope(|| tracing::error!("the pass panicked, only it was harmed: {error}"));
+            ("panicked", None)
+        }
+        None => ("ended", None),
+    };
+    controller.world.metrics.pass(outcome, controller.world.clock.now().saturating_duration_since(begun));
+    next
+}
+
+async fn serve_all(controller: &Arc<Controller>, ready: watch::Receiver<bool>) -> Result<(), RunError> {
+    let metrics = Arc::clone(controller);
+    serve::serve("metrics", controller.args.metrics_addr, move |path| {
+        let controller = Arc::clone(&metrics);
+        async move {
+            let world = &controller.world;
+            if path != "/metrics" {
+                return (StatusCode::NOT_FOUND, "there is only /metrics here\n".into());
+            }
+            let counters = world.nix.counters();
+            world.metrics.in_flight(counters.evaluating, counters.building, world.nix.processes().iter().map(|count| count.running).sum());
+            world
+                .metrics
+                .render(world.clock.now())
+                .map_or_else(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()), |text| (StatusCode::OK, text))
+        }
+    })
+    .await?;
+    let health = Arc::clone(controller);
+    serve::serve("health", controller.args.health_addr, move |path| {
+        let (controller, ready) = (Arc::clone(&health), *ready.borrow());
+        async move {
+            // A watch is begun anew at least every WATCH_SECONDS: twice that without one means that it hangs.
+            let age = controller.world.metrics.watch_age(controller.world.clock.now());
+            let stale = age.is_some_and(|age| age > Duration::from_secs(2 * u64::from(WATCH_SECONDS)));
+            match path.as_str() {
+                "/livez" if stale => (StatusCode::SERVICE_UNAVAILABLE, "the watch of NixOSHosts is stale\n".into()),
+                "/livez" => (StatusCode::OK, "ok\n".into()),
+                "/readyz" if ready => (StatusCode::OK, "ok\n".into()),
+                "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, "NixOSHosts were not listed yet\n".into()),
+                _ => (StatusCode::NOT_FOUND, "there are /livez and /readyz here\n".into()),
+            }
+        }
+    })
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,211 @@
+//! One pass for one resource: what Kubernetes says in, one status out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, ResourceExt};
+use nixos_host_api::{Class, FINALIZER, HostKeyPolicy, NixOSHost, REQUESTED_AT, Reason};
+use tokio_util::sync::CancellationToken;
+
+use super::Controller;
+use super::clients::REQUEST_WITHIN;
+use super::events::{Events, happened};
+use super::finalizer;
+use super::reporter::{Context, StatusReporter};
+use super::status::{Stored, Writer};
+use crate::pipeline::{Findings, Pass, Stop, Verdict, converge};
+use crate::report::State;
+use crate::stage::{Failure, Records, chain};
+use crate::wish::{HostId, SecretData, Wish};
+use crate::world::nix::RootName;
+
+/// What the host's task does next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Another pass after this, or when something changes.
+    After(Duration),
+    /// Another pass at once: the resource changed meanwhile.
+    Now,
+    /// Nothing until something changes.
+    Wait,
+}
+
+/// Runs one pass. Errors in it are in the status; `Err` means that Kubernetes could not be spoken to.
+pub(super) async fn run(
+    controller: &Controller,
+    object: &Arc<NixOSHost>,
+    stored: &mut Stored,
+    cancel: &CancellationToken,
+) -> Result<Next, kube::Error> {
+    let api: Api<NixOSHost> = Api::namespaced(controller.clients.requests.clone(), &object.namespace().unwrap_or_default());
+    *stored = std::mem::take(stored).newest(object);
+    if object.metadata.deletion_timestamp.is_some() {
+        return end(controller, &api, object).await;
+    }
+    if !object.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
+        finalizer::add(&api, object).await?;
+    }
+    let writer = Writer::new(api, object, stored.clone());
+    let before = stored.status.clone();
+    let reporter = StatusReporter::new(context(object, &before), writer.clone());
+    let mut findings = findings(&before);
+    let state = if object.spec.suspend == Some(true) {
+        Ok(State::Suspended)
+    } else {
+        work(controller, object, &before, &reporter, &mut findings, cancel).await
+    };
+    let next = next(object, &state, &findings);
+    let Ok(state) = state else {
+        // Cut off by a change: the next pass reports. What it must know of landings was written down before they began.
+        drop(reporter);
+        *stored = writer.stored().await;
+        return Ok(Next::Now);
+    };
+    let written = reporter.end(&findings, state).await;
+    *stored = writer.stored().await;
+    if let Err(error) = written {
+        tracing::warn!("{}", chain(&error));
+        return Ok(Next::After(Duration::from_secs(5)));
+    }
+    tell(&controller.events, controller, object, &before, stored);
+    Ok(next)
+}
+
+fn tell(events: &Events, controller: &Controller, object: &NixOSHost, before: &nixos_host_api::NixOSHostStatus, stored: &Stored) {
+    controller.world.metrics.host(&object.namespace().unwrap_or_default(), &object.name_any(), &stored.status);
+    events.tell(object, happened(before, &stored.status));
+}
+
+fn context(object: &NixOSHost, before: &nixos_host_api::NixOSHostStatus) -> Context {
+    Context {
+        previous: before.clone(),
+        generation: object.metadata.generation.unwrap_or_default(),
+        requested_at: object.annotations().get(REQUESTED_AT).map(|token| token.chars().take(256).collect()),
+        trusts_first_use: object.spec.connection.host_key_policy == Some(HostKeyPolicy::TrustOnFirstUse),
+        mode: object.spec.activation.as_ref().and_then(|activation| activation.mode).unwrap_or_default(),
+    }
+}
+
+/// What is remembered from earlier passes.
+fn findings(before: &nixos_host_api::NixOSHostStatus) -> Findings {
+    Findings {
+        records: Records::new(before.stages.clone()),
+        landed: before.system.as_ref().and_then(|system| system.landed.as_ref()?.parse().ok()),
+        ..Findings::default()
+    }
+}
+
+/// The pass itself. `Err` if it was cut off.
+async fn work(
+    controller: &Controller,
+    object: &NixOSHost,
+    before: &nixos_host_api::NixOSHostStatus,
+    reporter: &StatusReporter,
+    findings: &mut Findings,
+    cancel: &CancellationToken,
+) -> Result<State, ()> {
+    let wish = match wish(controller, object, before).await {
+        Ok(wish) => wish,
+        Err(failure) => {
+            findings.records.failed("Read", String::new(), &failure);
+            return Ok(failed(failure, findings));
+        }
+    };
+    findings.records.forget("Read");
+    let token = object.annotations().get(REQUESTED_AT);
+    let retry = token.is_some() && token != before.last_handled_reconcile_at.as_ref();
+    let mut pass = Pass { wish: &wish, world: &controller.world, reporter, cancel, retry, findings: std::mem::take(findings) };
+    let result = converge(&mut pass).await;
+    *findings = pass.findings;
+    match result {
+        Ok(verdict) => Ok(State::Settled(verdict)),
+        Err(Stop::Failed(failure)) => Ok(failed(failure, findings)),
+        Err(Stop::Cancelled) => Err(()),
+    }
+}
+
+/// A failure, with what happens next in words. The delay is without its jitter, and no clock value: the same failure is the same status.
+fn failed(failure: Failure, findings: &Findings) -> State {
+    let text = match failure.reason.class() {
+        Class::Rejected => "Held until the spec or the revision changes, or reconcile.fluxcd.io/requestedAt asks.".to_owned(),
+        _ => format!("{} is tried again about {} after each try.", failure.reason, human(backoff(findings))),
+    };
+    State::Failed(failure, text)
+}
+
+fn human(time: Duration) -> String {
+    let seconds = time.as_secs();
+    if seconds >= 120 { format!("{} min", seconds / 60) } else { format!("{seconds} s") }
+}
+
+/// Longer after each failure in a row: 5 s, 10 s, 20 s … 10 min.
+fn backoff(findings: &Findings) -> Duration {
+    let failures = u32::try_from(findings.records.failures().clamp(1, 8)).unwrap_or(1);
+    Duration::from_secs(5).saturating_mul(1 << (failures - 1)).min(Duration::from_secs(600))
+}
+
+fn next(object: &NixOSHost, state: &Result<State, ()>, findings: &Findings) -> Next {
+    let interval = object.spec.interval.as_ref().and_then(|interval| interval.get().ok()).unwrap_or(Duration::from_secs(600));
+    let jitter = |time: Duration| Next::After(time.mul_f64(rand::random_range(0.9..1.1)));
+    match state {
+        Err(()) => Next::Now,
+        Ok(State::Suspended) => Next::Wait,
+        Ok(State::Failed(failure, _)) if failure.reason.class() != Class::Rejected => {
+            jitter(backoff(findings).min(interval.max(Duration::from_secs(60))))
+        }
+        Ok(
+            State::Settled(Verdict::UpToDate(_) | Verdict::RebootPending | Verdict::DryRun(_) | Verdict::Drift)
+            | State::Failed(..)
+            | State::Doing(..),
+        ) => jitter(interval),
+    }
+}
+
+async fn wish(controller: &Controller, object: &NixOSHost, before: &nixos_host_api::NixOSHostStatus) -> Result<Wish, Failure> {
+    let id = HostId {
+        namespace: object.namespace().unwrap_or_default(),
+        name: object.name_any(),
+        uid: object.uid().unwrap_or_default(),
+        created: object.creation_timestamp().map(|time| time.0.as_second()).unwrap_or_default(),
+    };
+    let ssh_key = secret(controller, &id.namespace, "connection.sshKeyRef", &object.spec.connection.ssh_key_ref.name).await;
+    let credentials = match &object.spec.flake.credentials_ref {
+        Some(reference) => Some(secret(controller, &id.namespace, "flake.credentialsRef", &reference.name).await),
+        None => None,
+    };
+    Wish::new(id, &object.spec, &ssh_key, credentials.as_ref(), before.host_key.as_deref(), controller.args.allow_local_flakes)
+}
+
+/// The content of a Secret, by a single get: Secrets are never cached.
+async fn secret(controller: &Controller, namespace: &str, field: &str, name: &str) -> Result<SecretData, Failure> {
+    let api: Api<Secret> = Api::namespaced(controller.clients.requests.clone(), namespace);
+    let got = tokio::time::timeout(REQUEST_WITHIN, api.get(name)).await;
+    let failure = |reason, problem: &str| Failure::new(reason, format!("spec.{field}: Secret {name:?} {problem}"));
+    match got {
+        Ok(Ok(secret)) => Ok(secret.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0)).collect()),
+        Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
+            Err(failure(Reason::SecretNotFound, &format!("does not exist in namespace {namespace:?}")))
+        }
+        Ok(Err(kube::Error::Api(status))) if status.code == 403 => {
+            Err(failure(Reason::Forbidden, &format!("may not be read by the controller: {}", status.message)))
+        }
+        Ok(Err(error)) => Err(failure(Reason::InternalError, &format!("could not be read: {}", chain(&error)))),
+        Err(_) => Err(failure(Reason::InternalError, "could not be read: the API server did not answer")),
+    }
+}
+
+/// The resource is being deleted, and no pass of it is in flight: GC roots are dropped, the machine stays as it is.
+async fn end(controller: &Controller, api: &Api<NixOSHost>, object: &NixOSHost) -> Result<Next, kube::Error> {
+    let (namespace, name, uid) = (object.namespace().unwrap_or_default(), object.name_any(), object.uid().unwrap_or_default());
+    let dropped = RootName::new(&namespace, &name).and_then(|root| controller.world.nix.roots().drop_all(&root));
+    if let Err(error) = dropped {
+        tracing::warn!("GC roots of a deleted host could not be dropped: {}", chain(&error));
+    }
+    controller.world.machines.release(&uid);
+    controller.world.addresses.forget(&uid);
+    controller.world.metrics.forget(&namespace, &name);
+    finalizer::remove(api, object).await?;
+    tracing::info!("deleted; the machine stays as it is");
+    Ok(Next::Wait)
+}

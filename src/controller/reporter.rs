@@ -1,0 +1,88 @@
+//! How a pass reports: what it does goes to the status now and then, what it is about to begin goes there first.
+
+use std::sync::Arc;
+
+use nixos_host_api::{Mode, NixOSHostStatus, Reason};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::clocks;
+use super::status::{Make, WriteError, Writer, write_progress};
+use crate::pipeline::{Findings, Reporter};
+use crate::report::{Report, State};
+use crate::stage::{Failure, chain};
+
+/// What of a pass every one of its reports says.
+#[derive(Debug, Clone)]
+pub(super) struct Context {
+    /// The status at the beginning of the pass.
+    pub(super) previous: NixOSHostStatus,
+    /// `metadata.generation`.
+    pub(super) generation: i64,
+    /// The `requestedAt` that the pass handles.
+    pub(super) requested_at: Option<String>,
+    /// Whether the host key is recorded.
+    pub(super) trusts_first_use: bool,
+    /// `spec.activation.mode`.
+    pub(super) mode: Mode,
+}
+
+impl Context {
+    /// The status that says this, on top of what is stored.
+    pub(super) fn status(&self, stored: &NixOSHostStatus, findings: &Findings, state: State) -> NixOSHostStatus {
+        let report = Report {
+            previous: &self.previous,
+            written: &stored.conditions,
+            generation: self.generation,
+            requested_at: self.requested_at.as_deref(),
+            trusts_first_use: self.trusts_first_use,
+            mode: self.mode,
+            findings,
+            state,
+            now: clocks::wall(),
+        };
+        report.status()
+    }
+}
+
+/// Reports one pass.
+pub(super) struct StatusReporter {
+    context: Context,
+    writer: Writer,
+    newest: watch::Sender<Option<Arc<Make>>>,
+    progress: JoinHandle<()>,
+}
+
+impl StatusReporter {
+    /// A reporter that has said nothing yet.
+    pub(super) fn new(context: Context, writer: Writer) -> Self {
+        let (newest, receiver) = watch::channel(None);
+        let progress = tokio::spawn(write_progress(writer.clone(), receiver));
+        Self { context, writer, newest, progress }
+    }
+
+    /// Says how the pass ended, whatever progress was not shown yet.
+    pub(super) async fn end(self, findings: &Findings, state: State) -> Result<bool, WriteError> {
+        self.progress.abort();
+        self.writer.write(|stored| self.context.status(stored, findings, state)).await
+    }
+}
+
+impl Reporter for StatusReporter {
+    fn doing(&self, findings: &Findings, stage: Reason, message: String) {
+        let (context, findings) = (self.context.clone(), findings.clone());
+        let make: Make = Box::new(move |stored| context.status(stored, &findings, State::Doing(stage, message.clone())));
+        self.newest.send_replace(Some(Arc::new(make)));
+    }
+
+    async fn intend(&self, findings: &Findings) -> Result<(), Failure> {
+        let state = State::Doing(Reason::Activating, "about to activate".into());
+        let written = self.writer.write(|stored| self.context.status(stored, findings, state)).await;
+        written.map(|_| ()).map_err(|error| {
+            Failure::new(
+                Reason::InternalError,
+                format!("nothing was begun on the machine, because it could not be written down first: {}", chain(&error)),
+            )
+        })
+    }
+}

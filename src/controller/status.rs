@@ -1,0 +1,107 @@
+//! The one writer of status: server-side apply of the whole status, only when it differs, never faster than it may.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::api::{Patch, PatchParams};
+use kube::{Api, ResourceExt};
+use nixos_host_api::{NixOSHost, NixOSHostStatus};
+use tokio::sync::{Mutex, watch};
+
+use super::clients::REQUEST_WITHIN;
+
+/// The field manager of everything that this controller writes.
+pub(super) const MANAGER: &str = "nixos-host-controller";
+
+/// Progress of one host is written at most this often.
+const PROGRESS: Duration = Duration::from_secs(5);
+
+/// Why a status was not written.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WriteError {
+    /// The API server refused, or could not be reached.
+    #[error("writing the status")]
+    Api(#[source] Box<kube::Error>),
+    /// The API server did not answer.
+    #[error("writing the status: no answer within {} s", REQUEST_WITHIN.as_secs())]
+    TimedOut,
+    /// The object is another one of the same name: the host was deleted and made anew.
+    #[error("writing the status: the object was replaced by another one of the same name")]
+    Replaced,
+}
+
+/// What is known to be stored.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Stored {
+    /// The status.
+    pub(super) status: NixOSHostStatus,
+    version: u64,
+}
+
+impl Stored {
+    /// The newer of what a watch delivered and what was written last: a watch may lag behind one's own writes.
+    pub(super) fn newest(self, object: &NixOSHost) -> Self {
+        let version = version(object);
+        if version > self.version { Self { status: object.status.clone().unwrap_or_default(), version } } else { self }
+    }
+}
+
+/// Comparable since Kubernetes 1.35 (KEP-5504), and in practice long before.
+fn version(object: &NixOSHost) -> u64 {
+    object.resource_version().and_then(|version| version.parse().ok()).unwrap_or_default()
+}
+
+/// Writes the status of one host, for one pass.
+#[derive(Debug, Clone)]
+pub(super) struct Writer {
+    api: Api<NixOSHost>,
+    name: String,
+    uid: String,
+    stored: Arc<Mutex<Stored>>,
+}
+
+impl Writer {
+    /// A writer for `object`, of which `stored` is known.
+    pub(super) fn new(api: Api<NixOSHost>, object: &NixOSHost, stored: Stored) -> Self {
+        Self { api, name: object.name_any(), uid: object.uid().unwrap_or_default(), stored: Arc::new(Mutex::new(stored)) }
+    }
+
+    /// What is known to be stored now.
+    pub(super) async fn stored(&self) -> Stored {
+        self.stored.lock().await.clone()
+    }
+
+    /// Writes what `make` makes of the stored status, unless that is it already. Says whether anything was written.
+    pub(super) async fn write(&self, make: impl FnOnce(&NixOSHostStatus) -> NixOSHostStatus) -> Result<bool, WriteError> {
+        let mut stored = self.stored.lock().await;
+        let status = make(&stored.status);
+        if status == stored.status {
+            return Ok(false);
+        }
+        let body = serde_json::json!({"apiVersion": "nixoshost.dev/v1alpha1", "kind": "NixOSHost", "status": status});
+        let parameters = PatchParams::apply(MANAGER).force();
+        let patched = tokio::time::timeout(REQUEST_WITHIN, self.api.patch_status(&self.name, &parameters, &Patch::Apply(body))).await;
+        let object = patched.map_err(|_| WriteError::TimedOut)?.map_err(|error| WriteError::Api(Box::new(error)))?;
+        if object.uid().as_deref() != Some(&self.uid) {
+            return Err(WriteError::Replaced);
+        }
+        *stored = Stored { version: version(&object), status: object.status.unwrap_or(status) };
+        Ok(true)
+    }
+}
+
+/// What makes a status of the one that is stored.
+pub(super) type Make = Box<dyn Fn(&NixOSHostStatus) -> NixOSHostStatus + Send + Sync>;
+
+/// Writes the newest of what it is given, at most every [`PROGRESS`], until its sender is dropped.
+pub(super) async fn write_progress(writer: Writer, mut newest: watch::Receiver<Option<Arc<Make>>>) {
+    while newest.changed().await.is_ok() {
+        let make = newest.borrow_and_update().clone();
+        if let Some(make) = make {
+            if let Err(error) = writer.write(|stored| make(stored)).await {
+                tracing::debug!("{}", crate::stage::chain(&error));
+            }
+            tokio::time::sleep(PROGRESS).await;
+        }
+    }
+}

@@ -1,0 +1,251 @@
+#!/bin/sh
+# The landing protocol, on the host. Sent over SSH on stdin, read into $script and evaluated; nothing is installed, and all state dies
+# with a reboot, as the landing does.
+#
+#   status                                             facts of the host and the state of the landing; changes nothing
+#   land ID EPOCH NEW MODE ACTIVATE COMMIT             begin: MODE is switch, boot or test; ACTIVATE and COMMIT are seconds
+#   verify                                             what a person would look at after a switch; changes nothing
+#   commit ID EPOCH | revert ID EPOCH                  ask the running landing, wait for what it does
+#   wait ID                                            until the landing needs the controller or has ended, at most 20 seconds
+#   log                                                the last lines of the activation
+#   dry NEW                                            what a switch to NEW would do; changes nothing
+#
+# One transient systemd service *is* the landing. Its name is the lock, because pid 1 refuses a second one. Its ExecStopPost is
+# the revert, so that whatever ends it (exit, crash, kill, stop, time-out) without a commit brings the old system back: there is no moment in
+# which the new system is being activated and the way back is not armed. Only that service writes; requests are files that it reads.
+# shellcheck disable=SC2015,SC2317 # `a && b || c` is meant: c also where b fails; functions are called by their names' values
+set -u
+PATH=${LANDING_PATH:-/run/current-system/sw/bin:/run/wrappers/bin:/usr/sbin:/usr/bin:/sbin:/bin}
+export PATH LC_ALL=C
+: "${script:=}"
+
+D=/run/nixos-host-controller                        # state: one file a word, laid down when armed, then only overwritten in place
+U=nixos-host-controller-landing                     # the landing
+A=nixos-rebuild-switch-to-configuration             # the activation, by the name that nixos-rebuild uses: the two exclude each other
+P=/nix/var/nix/profiles/system
+G=/nix/var/nix/gcroots/nixos-host-controller
+LOCK=/run/nixos/switch-to-configuration.lock
+
+say() { echo "landing: $*"; }
+get() { read -r word 2>/dev/null <"$D/$1" && echo "$word"; }         # read strips the padding
+put() { printf '%-250.250s\n' "$2" 1<>"$D/$1"; }                     # overwrites in place: a full /run cannot stop it
+now() { read -r up _ </proc/uptime; echo "${up%.*}"; }               # immune to a clock that jumps
+current() { readlink -f /run/current-system; }
+unit() { timeout 30 systemctl show -p "$2" --value "$1" 2>/dev/null; }
+fail() { put code "$1"; put why "$2"; say "$2"; exit 1; }
+
+# ---- what boots next ----
+
+# The system of an init= in stdin, if there is exactly one.
+init_of() { sed -n 's|.*[ "]init=\(/nix/store/[^/ "]*\)/init.*|\1|p' | sort -u | awk '{ path = $0 } END { if (NR == 1) print path }'; }
+extlinux_default() {
+  label=$(awk 'toupper($1) == "DEFAULT" { print $2; exit }' "$1")
+  awk -v label="$label" 'toupper($1) == "LABEL" { here = ($2 == label) } here && toupper($1) == "APPEND"' "$1" | init_of
+}
+systemd_boot_default() { # an exact name only: a glob, or a choice kept in an EFI variable, is not decided here
+  entry=$(awk '$1 == "default" { print $2 }' "$1/loader/loader.conf" | tail -n 1)
+  ls /sys/firmware/efi/efivars/LoaderEntryDefault-* /sys/firmware/efi/efivars/LoaderEntryOneShot-* >/dev/null 2>&1 && return
+  case $entry in *[*?[]*|''|*/*) return;; esac
+  [ -f "$1/loader/entries/$entry" ] && init_of <"$1/loader/entries/$entry"
+}
+grub_default() { # only the first entry is decided here: `saved` and `next_entry` live in grubenv
+  grep -q 'set default="\{0,1\}0"\{0,1\}$' "$1/grub.cfg" || return
+  grep -q '^\(next_entry\|saved_entry\)=.' "$1/grubenv" 2>/dev/null && return
+  grep -m 1 'init=/nix/store/' "$1/grub.cfg" | init_of
+}
+# The system that the boot loader starts next, or Unknown. Several loaders must agree.
+boot_default() {
+  for mount in /boot /boot/efi /efi /boot/loader-partition; do
+    [ -f $mount/loader/loader.conf ] && { systemd_boot_default $mount || echo Unknown; }
+    [ -f $mount/grub/grub.cfg ] && { grub_default $mount/grub || echo Unknown; }
+    [ -f $mount/extlinux/extlinux.conf ] && { extlinux_default $mount/extlinux/extlinux.conf || echo Unknown; }
+  done | sort -u | awk 'NF { path = $0; n++ } END { print (n == 1 ? path : "Unknown") }'
+}
+boots() { found=$(boot_default); [ "$found" = "$1" ] || [ "$found" = Unknown ]; }
+
+# ---- reading ----
+
+status() {
+  echo "protocol=1"
+  echo "current=$(current)"; echo "booted=$(readlink -f /run/booted-system)"; echo "profile=$(readlink -f $P)"
+  echo "generation=$(readlink $P | sed -n 's/^system-\([0-9]*\)-link$/\1/p')"; echo "boot_default=$(boot_default)"
+  echo "nixos_version=$(cat /run/current-system/nixos-version 2>/dev/null)"; echo "architecture=$(cat /run/current-system/system 2>/dev/null)"
+  echo "nix=$(command -v nix-store)"; echo "kernel=$(uname -r)"; echo "boot_id=$(cat /proc/sys/kernel/random/boot_id)"
+  echo "machine=$(printf 'nixos-host-controller %s' "$(cat /etc/machine-id 2>/dev/null)" | sha256sum | cut -c 1-32)"
+  echo "running=$(timeout 10 systemctl is-system-running 2>/dev/null)"; echo "uptime=$(now)"
+  echo "landing=$(unit $U ActiveState)"; echo "activation=$(unit $A ActiveState)"
+  for word in id epoch mode state rc code why old new deadline; do echo "landing_$word=$(get $word)"; done
+}
+failed_units() { timeout 30 systemctl list-units --all --plain --no-legend --state=failed 2>/dev/null | awk '{ print $1 }' | sort; }
+restarting_units() { timeout 30 systemctl list-units --all --plain --no-legend --state=activating 2>/dev/null | awk '$4 == "auto-restart" { print $1 }' | sort; }
+verify() {
+  status
+  new_units=$({ failed_units; restarting_units; } | sort -u | comm -13 "$D/failed-before" - | head -n 20)
+  echo "failed=$(echo "$new_units" | tr '\n' ' ')"
+  echo "restarts=$(timeout 30 systemctl show -p Id -p NRestarts '*.service' 2>/dev/null | awk -F= '$1 == "Id" { id = $2 } $1 == "NRestarts" && $2 > 0 { printf "%s:%s ", id, $2 }' | cut -c 1-4000)"
+  for name in $(echo "$new_units" | head -n 5); do
+    timeout 30 journalctl -q -u "$name" -n 8 -o cat --no-pager 2>/dev/null | cut -c 1-300 | sed "s|^|journal=$name: |"
+  done
+}
+log() { timeout 30 journalctl -q -u "$A" -n 30 -o cat --no-pager 2>/dev/null | cut -c 1-300; }
+dry() { NIXOS_NO_CHECK=1 timeout 120 "$1/bin/switch-to-configuration" dry-activate 2>&1 | cut -c 1-500 | head -n 60; }
+
+# ---- asking ----
+
+refuse() { say "refused: $1: $2"; exit "$3"; }
+land() {
+  id=$1 epoch=$2 new=$3 mode=$4 activate=$5 commit=$6
+  [ "$(get id)" = "$id" ] && [ "$(unit $U ActiveState)" = active ] && return 0
+  { [ -x "$new/bin/switch-to-configuration" ] && [ -f "$new/nixos-version" ]; } || refuse invalid "$new is not a NixOS system" 65
+  nix-store --check-validity "$new" || refuse invalid "$new is not in the store" 65
+  case $(timeout 30 systemctl is-system-running) in stopping|maintenance) refuse not-ready "the host is stopping or in maintenance" 75;; esac
+  [ ! -e $LOCK ] || flock -n $LOCK true || refuse busy "another switch-to-configuration is running" 75
+  [ "$(unit $A ActiveState)" != active ] || refuse busy "a nixos-rebuild is running" 75
+  boots "$(current)" || [ "$mode" = boot ] || [ "$(boot_default)" = "$(readlink -f $P)" ] || refuse boot-default "the boot default is $(boot_default), not what runs: a crash now would not bring $(current) back" 78
+  mkdir -p $D || refuse cannot-write "cannot write to $D" 73
+  # By rename: a shell reads its script while it runs it.
+  printf '%s\n' "$script" >$D/script.new && mv -f $D/script.new $D/script || refuse cannot-write "cannot write to $D" 73
+  rm -f $D/refused
+  old=$(current)
+  # DefaultDependencies=no and IgnoreOnIsolate: emergency.target and isolate must not take the way back with them.
+  if systemd-run --quiet --collect --no-ask-password --unit=$U --service-type=exec -p DefaultDependencies=no -p IgnoreOnIsolate=yes \
+    -p Conflicts=shutdown.target -p Before=shutdown.target -p OOMScoreAdjust=-1000 -p RuntimeMaxSec=$((activate + commit + 900)) -p TimeoutStopSec=900 \
+    -E "LANDING_PATH=$old/sw/bin:/run/current-system/sw/bin:/usr/sbin:/usr/bin:/sbin:/bin" \
+    -p "ExecStopPost=-/bin/sh $D/script _revert $id" -p "ExecStopPost=-/bin/sh $D/script _last $id" \
+    /bin/sh $D/script _run "$id" "$epoch" "$new" "$mode" "$activate" "$commit"; then
+    tries=0
+    while [ "$(get id)" != "$id" ] && [ ! -e $D/refused ] && [ $tries -lt 100 ]; do sleep 0.1; tries=$((tries + 1)); done
+    [ ! -e $D/refused ] || refuse "$(cut -d' ' -f1 $D/refused)" "$(cut -d' ' -f2- $D/refused)" 75
+    return 0
+  fi
+  [ "$(get id)" = "$id" ] || refuse busy "another landing is running: $(get id)" 75
+}
+# Until the state is one in which something is up to the controller, or the landing has gone.
+settled() {
+  case $(get state) in activated|committed|reverted|superseded|failed) return 0;; esac
+  case $(unit $U ActiveState) in inactive|failed|"") return 0;; esac
+  return 1
+}
+wait_() { tries=0; while [ "$(get id)" = "$1" ] && [ $tries -lt 200 ] && ! settled; do sleep 0.1; tries=$((tries + 1)); done; status; }
+ask() { # VERB ID EPOCH
+  [ "$(get id)" = "$2" ] || refuse other "the landing here is $(get id)" 75
+  [ "$(get epoch)" -le "$3" ] || refuse fenced "epoch $3 is older than $(get epoch)" 77
+  put "$1" "$2" || refuse cannot-write "cannot write to $D" 73
+  tries=0
+  while [ $tries -lt 4000 ]; do
+    case $(get state) in committed|reverted|superseded) break;; esac
+    case $(unit $U ActiveState) in inactive|failed|"") break;; esac
+    sleep 0.1; tries=$((tries + 1))
+  done
+  status
+}
+
+# ---- the landing: only what follows changes the host ----
+
+stc() { system=$1 goal=$2 limit=$3; NIXOS_NO_CHECK=1 NIXOS_INSTALL_BOOTLOADER=0 timeout -k 10 "$limit" "$system/bin/switch-to-configuration" "$goal"; }
+not_now() { echo "$*" >$D/refused; exit 0; }
+run() {
+  id=$1 epoch=$2 new=$3 mode=$4 activate=$5 commit=$6 old=$(current) profile=$(readlink -f $P)
+  last=$(get epoch)
+  [ "$epoch" -ge "${last:-0}" ] || not_now "fenced epoch $epoch is older than $last"
+  mkdir -p $G && ln -sfn "$old" $G/old && ln -sfn "$new" $G/new || not_now "cannot-write cannot write to $G"
+  { failed_units; restarting_units; } | sort -u >$D/failed-before
+  for word in code why rc commit revert deadline; do put $word "" || not_now "cannot-write cannot write to $D"; done
+  put state armed && put epoch "$epoch" && put mode "$mode" && put old "$old" && put profile "$profile" && put new "$new" &&
+    put target "$(unit default.target ActiveState)" && put window "$commit" && put deadline $(($(now) + activate)) && put id "$id" || not_now "cannot-write cannot write to $D"
+  [ "$mode" != boot ] || { commit_; exit; }
+  put state activating
+  # Its output goes to the journal: a pipe into the connection would kill it when the connection dies.
+  systemd-run --quiet --collect --no-ask-password --unit=$A --service-type=exec -p DefaultDependencies=no -p IgnoreOnIsolate=yes \
+    -p KillMode=control-group -p TimeoutStopSec=10 -E NIXOS_INSTALL_BOOTLOADER=0 -E "LANDING_PATH=$PATH" /bin/sh $D/script _activate "$new" ||
+    fail activation-failed "the activation could not be started"
+  while :; do
+    [ "$(get state)" != activating ] || watch_activation
+    [ "$(get revert)" != "$id" ] || fail asked "the controller asked for the old system"
+    if [ "$(get state)" = activated ] && [ "$(get commit)" = "$id" ]; then commit_; exit; fi
+    [ "$(now)" -lt "$(get deadline)" ] || past_deadline
+    sleep 0.2
+  done
+}
+watch_activation() {
+  if [ -n "$(get rc)" ]; then
+    # Exit codes are no verdict, but all except 0 and 4 (switched, a unit failed) mean that something was not done.
+    case $(get rc) in 0|4) ;; *) fail activation-failed "switch-to-configuration test exited with $(get rc)";; esac
+    put deadline $(($(now) + $(get window))); put state activated
+  elif [ "$(unit $A ActiveState)" != active ]; then
+    sleep 1
+    [ -n "$(get rc)" ] || [ "$(unit $A ActiveState)" = active ] || fail activation-killed "the activation was killed"
+  fi
+}
+past_deadline() {
+  # A pid 1 that does not answer cannot run a revert; the boot default is the old system.
+  timeout 30 systemctl show -p Version >/dev/null || { sync & sleep 5; systemctl --force --force reboot; }
+  [ "$(get state)" = activated ] && fail not-committed "nobody committed in time: the controller could not reach or verify the new system"
+  fail activation-timeout "the activation did not end in time"
+}
+commit_() { # profile, then boot: `boot` makes only a generation of the profile the default. Then read back: its exit code is no proof.
+  case $mode in
+    boot) [ "$(current)" = "$old" ] || fail superseded "somebody else switched";;
+    *) [ "$(current)" = "$new" ] || fail superseded "somebody else switched to $(current)";;
+  esac
+  put state committing
+  if [ "$mode" != test ]; then
+    timeout 120 nix-env -p $P --set "$new" || fail commit-failed "nix-env --set failed on $P"
+    stc "$new" boot 300 || fail commit-failed "switch-to-configuration boot exited with $?"
+    timeout 300 sync
+    [ "$(readlink -f $P)" = "$new" ] || fail commit-failed "the profile is $(readlink -f $P) after it was set"
+    boots "$new" || fail commit-failed "the boot default is $(boot_default) after switch-to-configuration boot"
+  fi
+  put state committed
+  rm -f $G/old $G/new
+  say "committed $new"
+}
+revert() { # ExecStopPost: whatever ended the landing, unless it committed the host goes back
+  [ "$(get id)" = "$1" ] || return 0
+  began=no
+  case $(get state) in armed|activating|activated|reverting) ;; committing) began=yes;; *) return 0;; esac
+  old=$(get old) profile=$(get profile)
+  case $(current) in "$old"|"$(get new)") ;; *) put code superseded; put why "somebody else switched to $(current)"; put state superseded; return 0;; esac
+  [ -n "$(get code)" ] || { put code killed; put why "the landing was stopped or killed"; }
+  put state reverting
+  say "going back to $old: $(get why)"
+  timeout 30 systemctl kill -s KILL $A 2>/dev/null; timeout 60 systemctl stop $A 2>/dev/null
+  [ "$(readlink -f $P)" = "$profile" ] || timeout 120 nix-env -p $P --set "$profile"
+  [ $began = no ] || stc "$old" boot 300
+  [ "$(timeout 30 systemctl is-system-running)" != stopping ] || return 0      # the boot default does the rest
+  if [ "$(get mode)" != boot ]; then
+    [ "$(unit emergency.target ActiveState)" != active ] || leave_emergency
+    end=$(($(now) + 300))
+    while stc "$old" test 240; result=$?; [ $result != 0 ] && [ $result != 4 ] && [ "$(now)" -lt $end ]; do sleep 3; done
+    home || { timeout 30 systemctl start --no-block default.target; sleep 15; }
+  fi
+  [ $began = no ] || boots "$old" || { put why "$(get why); the boot default could not be set back"; return 0; }
+  home && put state reverted && rm -f $G/old $G/new
+  say "$(get state): current system is $(current)"
+}
+leave_emergency() { # the bus is dead there, and the real switch-to-configuration needs it
+  "$old/activate"; systemctl daemon-reload; timeout 30 systemctl start --no-block default.target
+  tries=0; while ! timeout 5 busctl status >/dev/null 2>&1 && [ $tries -lt 20 ]; do sleep 1; tries=$((tries + 1)); done
+}
+home() { [ "$(current)" = "$(get old)" ] && { [ "$(get target)" != active ] || timeout 30 systemctl is-active --quiet default.target; }; }
+last() { # second ExecStopPost: if even the revert did not come through, boot the old system. Judged by facts, not by the state
+  [ "$(get id)" = "$1" ] || return 0
+  case $(get state) in committed|superseded|"") return 0;; esac
+  home && return 0
+  [ "$(timeout 30 systemctl is-system-running)" != stopping ] || return 0
+  [ "$(boot_default)" = "$(get old)" ] || { put state failed; say "cannot reboot into the old system: the boot default is $(boot_default)"; return 0; }
+  say "the revert failed: rebooting into $(get old)"
+  timeout 30 systemctl reboot --no-block; sleep 90; systemctl --force --force reboot
+}
+main() {
+  verb=$1; shift
+  case $verb in
+    status|verify|log) $verb;; dry) dry "$1";; wait) wait_ "$1";;
+    land) land "$@" && status;; commit|revert) ask "$verb" "$@";;
+    _run) run "$@";; _revert) revert "$@";; _last) last "$@";;
+    _activate) "$1/bin/switch-to-configuration" test; put rc $?;;
+    *) exit 64;;
+  esac
+  exit
+}
+main "$@"

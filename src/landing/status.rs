@@ -1,0 +1,229 @@
+//! What the host says of itself and of the landing on it: the `key=value` lines of `landing.sh status`, parsed. PURE.
+
+use std::collections::BTreeMap;
+
+use crate::nix::StorePath;
+
+/// What one look at a host found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HostStatus {
+    /// What runs: the resolved `/run/current-system`. `None` where there is none: not NixOS.
+    pub current: Option<StorePath>,
+    /// What was booted.
+    pub booted: Option<StorePath>,
+    /// The newest generation of the system profile.
+    pub profile: Option<StorePath>,
+    /// Its number.
+    pub generation: Option<i64>,
+    /// What the boot loader starts next; `None` for a boot loader that cannot be read.
+    pub boot_default: Option<StorePath>,
+    /// The running system's `nixos-version`.
+    pub nixos_version: Option<String>,
+    /// The running system's Nix system, such as `x86_64-linux`.
+    pub architecture: Option<String>,
+    /// Whether there is a `nix-store` command.
+    pub has_nix: bool,
+    /// The running kernel's release.
+    pub kernel: Option<String>,
+    /// A new one each boot.
+    pub boot_id: Option<String>,
+    /// A digest of the machine's id.
+    pub machine: Option<String>,
+    /// What `systemctl is-system-running` says: `running`, `degraded`, `starting`, `stopping`, `maintenance`.
+    pub running: String,
+    /// The last landing since the host booted, in flight or ended.
+    pub landing: Option<Landing>,
+}
+
+/// A landing on a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Landing {
+    /// Its identity.
+    pub id: String,
+    /// Whether its service still runs.
+    pub active: bool,
+    /// How far it is.
+    pub state: LandingState,
+    /// Exit code of `switch-to-configuration test`, once there is one.
+    pub exit: Option<i32>,
+    /// Why it ended without a commit, as a word: see [`super::outcome`].
+    pub code: String,
+    /// The same for people.
+    pub why: String,
+    /// What ran before.
+    pub old: Option<StorePath>,
+    /// What was to land.
+    pub new: Option<StorePath>,
+}
+
+/// How far a landing is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LandingState {
+    /// Everything recorded, nothing touched.
+    Armed,
+    /// `switch-to-configuration test` runs.
+    Activating,
+    /// The new system is active; the host waits for a commit.
+    Activated,
+    /// The profile and the boot default are being moved.
+    Committing,
+    /// Done: the new system stays.
+    Committed,
+    /// The host goes back.
+    Reverting,
+    /// Done: the old system runs.
+    Reverted,
+    /// Somebody else switched the host; it was left alone.
+    Superseded,
+    /// The revert did not come through, and a reboot would not help.
+    Failed,
+}
+
+impl LandingState {
+    fn parse(text: &str) -> Option<Self> {
+        Some(match text {
+            "armed" => Self::Armed,
+            "activating" => Self::Activating,
+            "activated" => Self::Activated,
+            "committing" => Self::Committing,
+            "committed" => Self::Committed,
+            "reverting" => Self::Reverting,
+            "reverted" => Self::Reverted,
+            "superseded" => Self::Superseded,
+            "failed" => Self::Failed,
+            _ => return None,
+        })
+    }
+
+    /// Whether nothing more happens by itself.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Committed | Self::Reverted | Self::Superseded | Self::Failed)
+    }
+}
+
+/// What a verification found on top of the status.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Verification {
+    /// The status at that moment.
+    pub host: HostStatus,
+    /// Units that failed or wait for a restart now, and did not before the landing.
+    pub failed: Vec<String>,
+    /// Restarts so far, by unit.
+    pub restarts: BTreeMap<String, u64>,
+    /// The last journal lines of the failed units, each with its unit's name.
+    pub journal: Vec<String>,
+}
+
+/// The output is not of this protocol: something else answered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the host's answer is not that of the landing script: {0:?}")]
+pub struct NotTheProtocol(String);
+
+/// The marker that the script ran at all.
+const MARKER: &str = "protocol=1";
+
+impl HostStatus {
+    /// Reads the output of `status`, `land`, `commit` and `revert`.
+    pub fn parse(text: &str) -> Result<Self, NotTheProtocol> {
+        if !text.lines().any(|line| line == MARKER) {
+            return Err(NotTheProtocol(text.chars().take(200).collect()));
+        }
+        let fields: BTreeMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();
+        let word = |key: &str| fields.get(key).copied().filter(|value| !value.is_empty());
+        let bounded = |key: &str| word(key).map(|value| value.chars().filter(|c| !c.is_control()).take(128).collect::<String>());
+        let path = |key: &str| word(key).and_then(|value| value.parse::<StorePath>().ok());
+        let state = word("landing_state").and_then(LandingState::parse);
+        let landing = word("landing_id").zip(state).map(|(id, state)| Landing {
+            id: id.to_owned(),
+            active: matches!(word("landing"), Some("active" | "activating" | "deactivating" | "reloading")),
+            state,
+            exit: word("landing_rc").and_then(|rc| rc.parse().ok()),
+            code: word("landing_code").unwrap_or_default().to_owned(),
+            why: word("landing_why").unwrap_or_default().to_owned(),
+            old: path("landing_old"),
+            new: path("landing_new"),
+        });
+        Ok(Self {
+            current: path("current"),
+            booted: path("booted"),
+            profile: path("profile"),
+            generation: word("generation").and_then(|number| number.parse().ok()),
+            boot_default: path("boot_default"),
+            nixos_version: bounded("nixos_version"),
+            architecture: bounded("architecture"),
+            has_nix: word("nix").is_some(),
+            kernel: bounded("kernel"),
+            boot_id: bounded("boot_id"),
+            machine: bounded("machine"),
+            running: word("running").unwrap_or_default().to_owned(),
+            landing,
+        })
+    }
+}
+
+impl Verification {
+    /// Reads the output of `verify`.
+    pub fn parse(text: &str) -> Result<Self, NotTheProtocol> {
+        let words = |key: &'static str| text.lines().filter_map(move |line| line.strip_prefix(key)).flat_map(str::split_whitespace);
+        Ok(Self {
+            host: HostStatus::parse(text)?,
+            failed: words("failed=").map(str::to_owned).collect(),
+            restarts: words("restarts=")
+                .filter_map(|word| word.rsplit_once(':'))
+                .filter_map(|(unit, n)| Some((unit.to_owned(), n.parse().ok()?)))
+                .collect(),
+            journal: text.lines().filter_map(|line| line.strip_prefix("journal=")).map(str::to_owned).collect(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RUNNING: &str = "/nix/store/s66mzxpvicwk07gjbjfw9izjfa797vsw-nixos-system-web-26.05";
+
+    fn text(landing: &str) -> String {
+        format!(
+            "protocol=1\ncurrent={RUNNING}\nbooted={RUNNING}\nprofile={RUNNING}\ngeneration=4\nboot_default=Unknown\nnixos_version=26.05.test\narchitecture=x86_64-linux\nnix=/run/current-system/sw/bin/nix-store\nrunning=running\n{landing}"
+        )
+    }
+
+    #[test]
+    fn a_host_without_a_landing_is_read() {
+        let host = HostStatus::parse(&text("landing=inactive\nlanding_id=\nlanding_state=\n")).unwrap();
+        assert_eq!(host.current.unwrap().as_str(), RUNNING);
+        assert_eq!((host.generation, host.boot_default, host.landing, host.has_nix), (Some(4), None, None, true));
+    }
+
+    #[test]
+    fn a_landing_is_read_with_why_it_ended() {
+        let host = HostStatus::parse(&text(&format!("landing=inactive\nlanding_id=a-b-1\nlanding_state=reverted\nlanding_rc=2\nlanding_code=activation-failed\nlanding_why=exited with 2\nlanding_old={RUNNING}\n"))).unwrap();
+        let landing = host.landing.unwrap();
+        assert_eq!((landing.state, landing.active, landing.exit), (LandingState::Reverted, false, Some(2)));
+        assert_eq!((landing.code.as_str(), landing.why.as_str()), ("activation-failed", "exited with 2"));
+        assert!(landing.state.is_final());
+    }
+
+    #[test]
+    fn what_is_not_the_protocol_is_refused() {
+        assert!(HostStatus::parse("Welcome to BusyBox\n").is_err());
+        assert!(HostStatus::parse("").is_err());
+    }
+
+    #[test]
+    fn a_host_that_is_not_nixos_has_no_current_system() {
+        let host = HostStatus::parse("protocol=1\ncurrent=/run/current-system\nnix=\n").unwrap();
+        assert_eq!((host.current, host.has_nix), (None, false));
+    }
+
+    #[test]
+    fn a_verification_lists_units_with_their_journal() {
+        let found =
+            Verification::parse(&text("failed=web.service db.service \nrestarts=web.service:3 \njournal=web.service: bad = config\n"))
+                .unwrap();
+        assert_eq!(found.failed, ["web.service", "db.service"]);
+        assert_eq!(found.restarts["web.service"], 3);
+        assert_eq!(found.journal, ["web.service: bad = config"]);
+    }
+}

@@ -1,0 +1,112 @@
+//! What the host says: one new connection, one command. Reads only.
+
+use std::time::Duration;
+
+use nixos_host_api::Reason;
+
+use crate::landing::{Client, HostStatus, LandingError, outcome};
+use crate::stage::{Failure, chain};
+use crate::wish::Wish;
+use crate::world::ssh::{ConnectError, ConnectOptions, ExecError, Session};
+use crate::world::{Claim, World};
+
+/// A host that answered: the connection, and what it said over it.
+#[derive(Debug)]
+pub struct Observed {
+    /// The pass's connection.
+    pub session: Session,
+    /// What the host says of itself.
+    pub host: HostStatus,
+}
+
+/// Connects to the host and looks at it.
+pub async fn observe(world: &World, wish: &Wish) -> Result<Observed, Failure> {
+    let _permit = world.looks.acquire().await;
+    let session = connect(world, wish).await?;
+    let host = Client::new(&session, &wish.target.user).status().await.map_err(|error| landing_failure(&error))?;
+    checked(&host)?;
+    Ok(Observed { session, host })
+}
+
+/// Refuses a machine that another resource manages.
+pub fn claimed(world: &World, wish: &Wish, host: &HostStatus) -> Result<(), Failure> {
+    let Some(machine) = &host.machine else { return Ok(()) };
+    let name = format!("{}/{}", wish.id.namespace, wish.id.name);
+    let claim = Claim { created: wish.id.created, uid: wish.id.uid.clone(), name };
+    world.machines.claim(machine, &claim).map_err(|owner| {
+        Failure::new(
+            Reason::MachineConflict,
+            format!("the machine is managed by the NixOSHost {}, which is older: delete one of the two", owner.name),
+        )
+    })
+}
+
+/// A new connection to the host, starting with the address that answered last.
+pub async fn connect(world: &World, wish: &Wish) -> Result<Session, Failure> {
+    let options = ConnectOptions { first: world.addresses.get(&wish.id.uid), ..ConnectOptions::default() };
+    let session = Session::connect(&wish.target, &options).await.map_err(|error| connect_failure(&error))?;
+    world.addresses.put(&wish.id.uid, session.address());
+    Ok(session)
+}
+
+/// The same, tried again until `within` has passed: the host may be in the middle of something.
+pub async fn connect_within(world: &World, wish: &Wish, within: Duration) -> Result<Session, Failure> {
+    let deadline = tokio::time::sleep(within);
+    tokio::pin!(deadline);
+    let mut pause = Duration::from_millis(200);
+    loop {
+        let failure = match connect(world, wish).await {
+            Ok(session) => return Ok(session),
+            Err(failure) => failure,
+        };
+        tokio::select! {
+            () = &mut deadline => return Err(failure),
+            () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_secs(2)),
+        }
+    }
+}
+
+/// Refuses what cannot be managed at all.
+fn checked(host: &HostStatus) -> Result<(), Failure> {
+    if host.current.is_none() || host.nixos_version.is_none() {
+        return Err(Failure::new(Reason::NotNixOS, "the machine has no /run/current-system with a nixos-version: it does not run NixOS"));
+    }
+    if !host.has_nix {
+        return Err(Failure::new(
+            Reason::NixMissing,
+            "the machine has no nix-store command in /run/current-system/sw/bin: set nix.enable = true",
+        ));
+    }
+    Ok(())
+}
+
+fn connect_failure(error: &ConnectError) -> Failure {
+    let reason = match error {
+        ConnectError::HostKeyMissing => Reason::HostKeyMissing,
+        ConnectError::HostKeyMismatch { .. } => Reason::HostKeyMismatch,
+        ConnectError::Authentication { .. } => Reason::AuthenticationFailed,
+        ConnectError::Jump(inner) => connect_failure(inner).reason,
+        ConnectError::Resolve { .. } | ConnectError::Unreachable { .. } | ConnectError::Protocol { .. } | ConnectError::TimedOut { .. } => {
+            Reason::Unreachable
+        }
+    };
+    let cure = match reason {
+        Reason::HostKeyMissing => "; set spec.connection.hostKeys, or spec.connection.hostKeyPolicy: TrustOnFirstUse",
+        Reason::HostKeyMismatch => "; if the machine was reinstalled, correct spec.connection.hostKeys",
+        Reason::AuthenticationFailed => "; add the public half of spec.connection.sshKeyRef to that user's authorized keys",
+        _ => "",
+    };
+    Failure::new(reason, format!("{}{cure}", chain(error)))
+}
+
+/// What an error of the landing protocol means to a person.
+pub fn landing_failure(error: &LandingError) -> Failure {
+    let reason = match error {
+        LandingError::Exec(ExecError::Lost(_) | ExecError::TimedOut { .. }) => Reason::Unreachable,
+        LandingError::Exec(_) => Reason::HostError,
+        LandingError::Sudo { .. } => Reason::PrivilegeRefused,
+        LandingError::Refused { code, .. } => outcome::refusal(code),
+        LandingError::Protocol(_) => Reason::HostError,
+    };
+    Failure::new(reason, chain(error))
+}

@@ -1,0 +1,228 @@
+//! One pass over one host: the order of the stages, on one screen. It does not know Kubernetes.
+
+use std::future::Future;
+
+use nixos_host_api::{DriftPolicy, Mode, Outcome, Reason};
+use tokio_util::sync::CancellationToken;
+
+use crate::landing::HostStatus;
+use crate::nix::{LockedFlake, StorePath};
+use crate::observe::{Observed, claimed, observe};
+use crate::stage::{Failure, Records, Stage};
+use crate::stages::{activate, build, commit, copy, dry, evaluate, order, resolve, verify};
+use crate::wish::Wish;
+use crate::world::World;
+use crate::world::nix::Evaluated;
+
+/// What a pass knows and has done so far; all that a status is made of.
+#[derive(Debug, Clone, Default)]
+pub struct Findings {
+    /// What the host said, or why it could not be looked at; `None` before it was tried.
+    pub host: Option<Result<HostStatus, Failure>>,
+    /// The revision that is wanted.
+    pub locked: Option<LockedFlake>,
+    /// What it evaluates to.
+    pub evaluated: Option<Evaluated>,
+    /// How each stage ended, this time or earlier.
+    pub records: Records,
+    /// The system that was last landed, or found landed.
+    pub landed: Option<StorePath>,
+    /// Landings that ended in this pass.
+    pub ended: Vec<Ended>,
+    /// The host key that was taken on trust.
+    pub host_key: Option<String>,
+}
+
+/// A landing that ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// The system that was to land.
+    pub system: StorePath,
+    /// Its revision, short.
+    pub revision: String,
+    /// The activation goal.
+    pub mode: Mode,
+    /// `None` if it was committed.
+    pub failure: Option<Failure>,
+}
+
+/// How a pass left a host with which nothing is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The desired system runs, and boots as far as the mode goes; with what is to be said about it.
+    UpToDate(String),
+    /// It boots next, and something else runs.
+    RebootPending,
+    /// What an activation would do.
+    DryRun(String),
+    /// Something else runs, and it shall only be said.
+    Drift,
+}
+
+/// Why a pass did not come to a verdict.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stop {
+    /// Something is wrong.
+    Failed(Failure),
+    /// A newer wish, a suspend, a deletion or a shutdown: nothing was left half done.
+    Cancelled,
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// Where a pass says what it does.
+pub trait Reporter: Send + Sync {
+    /// Says what is being done. It may be shown later, or not at all.
+    fn doing(&self, findings: &Findings, stage: Reason, message: String);
+
+    /// Stores the findings before an act whose end may not be seen; the act must not begin without it.
+    fn intend(&self, findings: &Findings) -> impl Future<Output = Result<(), Failure>> + Send;
+}
+
+/// One pass.
+#[derive(Debug)]
+pub struct Pass<'p, R> {
+    /// What is wanted.
+    pub wish: &'p Wish,
+    /// What it is done with.
+    pub world: &'p World,
+    /// Where it is reported.
+    pub reporter: &'p R,
+    /// Ends the pass before its next act; between Activate and Commit it has no effect.
+    pub cancel: &'p CancellationToken,
+    /// A person asked for a new try of what was rejected.
+    pub retry: bool,
+    /// What is known and done so far.
+    pub findings: Findings,
+}
+
+/// Brings the host to what is wanted, as far as it can be brought now.
+pub async fn converge<R: Reporter>(pass: &mut Pass<'_, R>) -> Result<Verdict, Stop> {
+    let (observed, locked) =
+        futures::join!(observe(pass.world, pass.wish), resolve::locked(pass.world, pass.wish, pass.retry, pass.cancel));
+    let observed = pass.looked(observed)?;
+    let locked = pass.resolved(locked)?;
+    let evaluated = evaluate::run(pass, &locked).await?;
+    if let Some(verdict) = pass.settled(&evaluated) {
+        return Ok(verdict);
+    }
+    order::held(pass, &evaluated)?;
+    order::earlier(pass, observed.as_ref().ok(), &evaluated).await?;
+    // A host that cannot be reached keeps nothing else from being ready for when it is back.
+    let toplevel = build::run(pass, &evaluated).await?;
+    let observed = observed?;
+    let copied = copy::run(pass, &observed, toplevel).await?;
+    if pass.wish.activation.mode == Mode::DryActivate {
+        return dry::run(pass, &observed, &copied).await;
+    }
+    let activation = activate::run(pass, observed, copied).await?;
+    let verified = verify::run(pass, activation).await?;
+    commit::run(pass, verified).await
+}
+
+impl<R: Reporter> Pass<'_, R> {
+    /// Takes note of a look at the host, and of how an earlier landing ended meanwhile. Stops at a machine that another resource manages.
+    fn looked(&mut self, observed: Result<Observed, Failure>) -> Result<Result<Observed, Failure>, Failure> {
+        match &observed {
+            Ok(observed) => {
+                self.findings.records.forget("Observe");
+                self.findings.host_key = Some(observed.session.host_key().to_string());
+                self.saw(observed.host.clone());
+                claimed(self.world, self.wish, &observed.host)?;
+                order::unfinished(self, observed);
+            }
+            Err(failure) => {
+                self.findings.records.failed("Observe", String::new(), failure);
+                self.findings.host = Some(Err(failure.clone()));
+            }
+        }
+        Ok(observed)
+    }
+
+    /// Takes note of what the host says now.
+    pub fn saw(&mut self, host: HostStatus) {
+        self.findings.host = Some(Ok(host));
+    }
+
+    /// What the host said at the last look that succeeded.
+    pub fn host(&self) -> Option<&HostStatus> {
+        self.findings.host.as_ref()?.as_ref().ok()
+    }
+
+    fn resolved(&mut self, locked: Result<LockedFlake, Stop>) -> Result<LockedFlake, Stop> {
+        let stage = resolve::Resolve::of(self.wish);
+        let locked = self.ended(&stage, locked, LockedFlake::short)?;
+        self.findings.locked = Some(locked.clone());
+        Ok(locked)
+    }
+
+    /// Refuses to run a stage whose input was rejected, or after the pass was cancelled.
+    pub fn allowed<S: Stage>(&self, stage: &S) -> Result<(), Stop> {
+        if let Some(failure) = self.findings.records.held(S::NAME, &stage.key()).filter(|_| !self.retry) {
+            return Err(Stop::Failed(failure));
+        }
+        if self.cancel.is_cancelled() { Err(Stop::Cancelled) } else { Ok(()) }
+    }
+
+    /// The same, and says what is being done.
+    pub fn begin<S: Stage>(&self, stage: &S, message: impl Into<String>) -> Result<(), Stop> {
+        self.allowed(stage)?;
+        tracing::info!(stage = S::NAME, "begins");
+        self.reporter.doing(&self.findings, S::DOING, message.into());
+        Ok(())
+    }
+
+    /// Writes down how a stage ended.
+    pub fn ended<S: Stage, T>(&mut self, stage: &S, result: Result<T, Stop>, output: impl FnOnce(&T) -> String) -> Result<T, Stop> {
+        match &result {
+            Ok(value) => self.findings.records.succeeded(S::NAME, stage.key(), output(value)),
+            Err(Stop::Failed(failure)) => {
+                tracing::warn!(stage = S::NAME, reason = %failure.reason, "failed: {}", failure.message);
+                self.findings.records.failed(S::NAME, stage.key(), failure);
+            }
+            Err(Stop::Cancelled) => tracing::info!(stage = S::NAME, "cancelled"),
+        }
+        result
+    }
+
+    /// The verdict, if the host needs nothing.
+    fn settled(&mut self, evaluated: &Evaluated) -> Option<Verdict> {
+        let host = self.host()?.clone();
+        let unfinished = host.landing.as_ref().is_some_and(|landing| landing.active);
+        let record = self.findings.records.get(commit::Commit::NAME);
+        if unfinished {
+            return None;
+        }
+        if self.wish.activation.mode == Mode::DryActivate {
+            return dry::known(self, &evaluated.out);
+        }
+        let verdict = verdict(&host, &evaluated.out, self.wish, self.findings.landed.as_ref())?;
+        if verdict != Verdict::Drift {
+            self.findings.landed = Some(evaluated.out.clone());
+        }
+        let note = record.filter(|record| record.outcome == Outcome::Succeeded).and_then(|record| record.message.clone());
+        Some(match verdict {
+            Verdict::UpToDate(_) => Verdict::UpToDate(note.unwrap_or_default()),
+            other => other,
+        })
+    }
+}
+
+/// PURE. Whether what runs, and what boots next, is what is wanted; `None` if something has to be done.
+fn verdict(host: &HostStatus, desired: &StorePath, wish: &Wish, landed: Option<&StorePath>) -> Option<Verdict> {
+    let runs = host.current.as_ref() == Some(desired);
+    let boots = host.boot_default.as_ref().or(host.profile.as_ref()) == Some(desired);
+    match wish.activation.mode {
+        Mode::Switch if runs && boots => return Some(Verdict::UpToDate(String::new())),
+        Mode::Test if runs => return Some(Verdict::UpToDate(String::new())),
+        Mode::Boot if boots && runs => return Some(Verdict::UpToDate(String::new())),
+        Mode::Boot if boots => return Some(Verdict::RebootPending),
+        _ => {}
+    }
+    let drifted = landed == Some(desired) && wish.on_drift == DriftPolicy::Report;
+    (drifted && wish.activation.mode != Mode::DryActivate).then_some(Verdict::Drift)
+}

@@ -1,0 +1,296 @@
+//! What a status says, made of what a pass found. PURE: the only place that makes conditions.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use nixos_host_api::{
+    AppliedFlake, Class, Facts, FlakeStatus, HistoryEntry, Mode, NixOSHostStatus, Outcome, Reason, SystemStatus, condition,
+};
+
+use crate::landing::HostStatus;
+use crate::nix::{LockedFlake, StorePath};
+use crate::pipeline::{Ended, Findings, Verdict};
+use crate::stage::{Failure, bounded};
+
+/// Where a pass is, or how it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// A stage is at work.
+    Doing(Reason, String),
+    /// Nothing is wrong.
+    Settled(Verdict),
+    /// Something is wrong; the text says when it is tried again.
+    Failed(Failure, String),
+    /// `spec.suspend` is true.
+    Suspended,
+}
+
+/// What a status is made of.
+#[derive(Debug)]
+pub struct Report<'r> {
+    /// The status at the beginning of the pass.
+    pub previous: &'r NixOSHostStatus,
+    /// The conditions that were written last, perhaps in this pass: what transitions are measured by.
+    pub written: &'r [Condition],
+    /// `metadata.generation` of the resource that the pass is for.
+    pub generation: i64,
+    /// The `requestedAt` that the pass has handled.
+    pub requested_at: Option<&'r str>,
+    /// Whether the host key is kept: with TrustOnFirstUse.
+    pub trusts_first_use: bool,
+    /// `spec.activation.mode`.
+    pub mode: Mode,
+    /// What was found.
+    pub findings: &'r Findings,
+    /// Where the pass is.
+    pub state: State,
+    /// For conditions that change now, and for landings that ended.
+    pub now: Timestamp,
+}
+
+const HISTORY: usize = 10;
+const MAX_HISTORY_MESSAGE: usize = 2000;
+const MAX_CONDITION_MESSAGE: usize = 8192;
+
+impl Report<'_> {
+    /// The whole status.
+    pub fn status(&self) -> NixOSHostStatus {
+        let system = self.system();
+        let flake = self.flake(&system);
+        NixOSHostStatus {
+            observed_generation: Some(self.generation),
+            conditions: self.conditions(&system),
+            revision: self.revision(&flake),
+            last_handled_reconcile_at: self.requested_at.map(str::to_owned).or_else(|| self.previous.last_handled_reconcile_at.clone()),
+            facts: self.facts(),
+            host_key: self.host_key(),
+            stages: self.findings.records.as_slice().to_vec(),
+            history: self.history(),
+            flake: (flake != FlakeStatus::default()).then_some(flake),
+            system: (system != SystemStatus::default()).then_some(system),
+        }
+    }
+
+    /// What the host said in this pass.
+    fn host(&self) -> Option<&HostStatus> {
+        self.findings.host.as_ref()?.as_ref().ok()
+    }
+
+    fn system(&self) -> SystemStatus {
+        let before = self.previous.system.clone().unwrap_or_default();
+        let desired = self.findings.evaluated.as_ref().map(|evaluated| evaluated.out.to_string()).or(before.desired.clone());
+        let landed = self.findings.landed.as_ref().map(StorePath::to_string).or(before.landed.clone());
+        let Some(host) = self.host() else { return SystemStatus { desired, landed, ..before } };
+        let text = |path: &Option<StorePath>| path.as_ref().map(StorePath::to_string);
+        let short = |path: &Option<StorePath>| path.as_ref().map(|path| path.hash_part().chars().take(7).collect());
+        SystemStatus {
+            desired,
+            landed,
+            current: text(&host.current),
+            booted: text(&host.booted),
+            boot_default: text(&host.boot_default).or_else(|| Some("Unknown".into())),
+            short: short(&host.current),
+            booted_short: short(&host.booted),
+            generation: host.generation,
+        }
+    }
+
+    /// `applied` is what runs, as read from the host: the wanted flake if its system runs, the one before if that still runs, else nothing.
+    fn flake(&self, system: &SystemStatus) -> FlakeStatus {
+        let before = self.previous.flake.clone().unwrap_or_default();
+        let attempted = self.findings.locked.as_ref().map(applied_flake).or(before.attempted.clone());
+        let runs_before = self.previous.system.as_ref().is_some_and(|previous| previous.current == system.current);
+        let applied = match &self.findings.evaluated {
+            Some(evaluated) if system.current.as_deref() == Some(evaluated.out.as_str()) && self.host().is_some() => attempted.clone(),
+            _ if runs_before => before.applied,
+            _ => None,
+        };
+        FlakeStatus { attempted, applied }
+    }
+
+    fn revision(&self, flake: &FlakeStatus) -> Option<String> {
+        let before = self.previous.flake.as_ref().and_then(|flake| flake.applied.as_ref());
+        let applied = flake.applied.as_ref()?;
+        let locked = self.findings.locked.as_ref().filter(|locked| applied_flake(locked) == *applied);
+        match locked {
+            Some(locked) => Some(locked.short()),
+            None if before == Some(applied) => self.previous.revision.clone(),
+            None => applied.rev.as_deref().map(|rev| rev.chars().take(7).collect()),
+        }
+    }
+
+    fn facts(&self) -> Option<Facts> {
+        let Some(host) = self.host() else { return self.previous.facts.clone() };
+        Some(Facts {
+            nixos_version: host.nixos_version.clone(),
+            kernel: host.kernel.clone(),
+            architecture: host.architecture.clone(),
+            boot_id: host.boot_id.clone(),
+            machine: host.machine.clone(),
+        })
+    }
+
+    fn host_key(&self) -> Option<String> {
+        let seen = self.findings.host_key.clone().or_else(|| self.previous.host_key.clone());
+        seen.filter(|_| self.trusts_first_use)
+    }
+
+    fn history(&self) -> Vec<HistoryEntry> {
+        let new = self.findings.ended.iter().rev().map(|ended| self.entry(ended));
+        new.chain(self.previous.history.iter().cloned()).take(HISTORY).collect()
+    }
+
+    fn entry(&self, ended: &Ended) -> HistoryEntry {
+        let outcome = match &ended.failure {
+            None => Outcome::Succeeded,
+            Some(failure) if failure.is_rejection() => Outcome::Rejected,
+            Some(_) => Outcome::Failed,
+        };
+        HistoryEntry {
+            system: ended.system.to_string(),
+            revision: ended.revision.clone(),
+            mode: ended.mode,
+            outcome,
+            reason: ended.failure.as_ref().map_or(Reason::Succeeded, |failure| failure.reason).as_str().into(),
+            message: ended.failure.as_ref().map(|failure| bounded(&failure.message, MAX_HISTORY_MESSAGE)),
+            time: Time(seconds(self.now)),
+        }
+    }
+
+    // ---- conditions ----
+
+    fn conditions(&self, system: &SystemStatus) -> Vec<Condition> {
+        let mut conditions = vec![self.ready(system)];
+        conditions.extend(self.reconciling());
+        conditions.extend(self.stalled());
+        conditions.push(self.reachable());
+        conditions.push(self.up_to_date(system));
+        conditions.extend(self.drifted(system));
+        // Their order counts: the same ones in another order would be a write.
+        conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
+        conditions
+    }
+
+    fn ready(&self, system: &SystemStatus) -> Condition {
+        let runs = self.revision(&self.flake(system)).unwrap_or_else(|| "another system".into());
+        match &self.state {
+            State::Doing(..) => self.condition(condition::READY, "Unknown", Reason::Progressing, "work is going on; see Reconciling"),
+            State::Settled(Verdict::UpToDate(note)) if note.is_empty() => {
+                self.condition(condition::READY, "True", Reason::Succeeded, &format!("runs {runs}"))
+            }
+            State::Settled(Verdict::UpToDate(note)) => {
+                self.condition(condition::READY, "True", Reason::Succeeded, &format!("runs {runs}, kept although {note}"))
+            }
+            State::Settled(Verdict::RebootPending) => self.condition(
+                condition::READY,
+                "True",
+                Reason::RebootPending,
+                "the desired system is the boot default and runs from the next boot on",
+            ),
+            State::Settled(Verdict::DryRun(text)) => {
+                self.condition(condition::READY, "True", Reason::DryRun, &format!("a switch would do this:\n{text}"))
+            }
+            State::Settled(Verdict::Drift) => self.condition(
+                condition::READY,
+                "False",
+                Reason::Drift,
+                "somebody switched the machine, and onDrift is Report: it is left alone",
+            ),
+            State::Failed(failure, _) => self.condition(condition::READY, "False", failure.reason, &failure.message),
+            State::Suspended => self.condition(
+                condition::READY,
+                "False",
+                Reason::Suspended,
+                "spec.suspend is true: nothing is done; what is said of the machine is from the last look",
+            ),
+        }
+    }
+
+    fn reconciling(&self) -> Option<Condition> {
+        match &self.state {
+            State::Doing(stage, message) => Some(self.condition(condition::RECONCILING, "True", *stage, message)),
+            State::Failed(failure, retry) if failure.reason.class() == Class::Transient => {
+                Some(self.condition(condition::RECONCILING, "True", Reason::ProgressingWithRetry, retry))
+            }
+            _ => None,
+        }
+    }
+
+    fn stalled(&self) -> Option<Condition> {
+        match &self.state {
+            State::Failed(failure, retry) if matches!(failure.reason.class(), Class::NeedsPerson | Class::Rejected) => {
+                let message = format!("{} {retry}", failure.reason.cure());
+                Some(self.condition(condition::STALLED, "True", failure.reason, message.trim()))
+            }
+            _ => None,
+        }
+    }
+
+    fn reachable(&self) -> Condition {
+        match &self.findings.host {
+            Some(Ok(_)) => self.condition(condition::REACHABLE, "True", Reason::Answered, "answered over SSH"),
+            Some(Err(failure)) if answered(failure.reason) => {
+                self.condition(condition::REACHABLE, "True", Reason::Answered, "answered over SSH, but see Ready")
+            }
+            Some(Err(failure)) => self.condition(condition::REACHABLE, "False", failure.reason, &failure.message),
+            None => self.condition(condition::REACHABLE, "Unknown", Reason::NotObserved, "not looked at yet, or suspended"),
+        }
+    }
+
+    fn up_to_date(&self, system: &SystemStatus) -> Condition {
+        let kind = condition::UP_TO_DATE;
+        if self.host().is_none() {
+            return self.condition(kind, "Unknown", Reason::NotObserved, "the machine could not be looked at");
+        }
+        let Some(evaluated) = &self.findings.evaluated else {
+            return self.condition(kind, "Unknown", Reason::NotObserved, "what the machine should run is not known yet");
+        };
+        if system.current.as_deref() == Some(evaluated.out.as_str()) {
+            return self.condition(kind, "True", Reason::Succeeded, "runs the desired system");
+        }
+        let pending = self.mode == Mode::Boot && system.boot_default.as_deref() == Some(evaluated.out.as_str());
+        let reason = if pending { Reason::RebootPending } else { Reason::OutOfDate };
+        self.condition(kind, "False", reason, &format!("should run {}", evaluated.out.name()))
+    }
+
+    fn drifted(&self, system: &SystemStatus) -> Option<Condition> {
+        let landed = system.landed.as_ref()?;
+        if self.host().is_none() {
+            return Some(self.condition(condition::DRIFTED, "Unknown", Reason::NotObserved, "the machine could not be looked at"));
+        }
+        let runs = if self.mode == Mode::Boot { &system.boot_default } else { &system.current };
+        let drifted = runs.as_ref() != Some(landed) && runs.as_deref() != Some("Unknown");
+        Some(if drifted {
+            let message = format!("runs {}, last landed was {landed}", runs.as_deref().unwrap_or("nothing known"));
+            self.condition(condition::DRIFTED, "True", Reason::Drift, &message)
+        } else {
+            self.condition(condition::DRIFTED, "False", Reason::NoDrift, "runs what was last landed")
+        })
+    }
+
+    /// A condition whose transition time is kept while its status is the same.
+    fn condition(&self, kind: &str, status: &str, reason: Reason, message: &str) -> Condition {
+        let before = self.written.iter().find(|condition| condition.type_ == kind && condition.status == status);
+        Condition {
+            type_: kind.into(),
+            status: status.into(),
+            reason: reason.as_str().into(),
+            message: bounded(message, MAX_CONDITION_MESSAGE),
+            observed_generation: Some(self.generation),
+            last_transition_time: before.map_or_else(|| Time(seconds(self.now)), |condition| condition.last_transition_time.clone()),
+        }
+    }
+}
+
+/// Whether a look at the host that failed for this reason got as far as an SSH session.
+fn answered(reason: Reason) -> bool {
+    !matches!(reason, Reason::Unreachable | Reason::HostKeyMissing | Reason::HostKeyMismatch | Reason::AuthenticationFailed)
+}
+
+fn applied_flake(locked: &LockedFlake) -> AppliedFlake {
+    AppliedFlake { url: locked.reference.clone(), rev: locked.rev.clone(), nar_hash: locked.nar_hash.clone() }
+}
+
+/// As the API server stores it: whole seconds.
+fn seconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
+}

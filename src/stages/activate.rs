@@ -1,0 +1,140 @@
+//! Activate: the host begins to land the system.
+//!
+//! Input: the order. Effect: the host arms its way back, and activates. Output: an activation with an identity, which waits for a commit.
+//! From here to the end of Commit a pass is not cancelled: it lands, or the host goes back.
+
+use nixos_host_api::{LandingRef, Mode, Reason};
+use serde::Serialize;
+
+use super::copy::Copied;
+use super::order::{self, Order};
+use crate::landing::{self, Client, HostStatus, LandingError, LandingState};
+use crate::nix::StorePath;
+use crate::observe::{Observed, landing_failure};
+use crate::pipeline::{Pass, Reporter, Stop};
+use crate::stage::{Failure, Stage};
+use crate::world::ssh::{ExecError, Session};
+
+/// The inputs.
+#[derive(Debug, Serialize)]
+pub struct Activate(pub Order);
+
+impl Stage for Activate {
+    const NAME: &'static str = "Activate";
+    const DOING: Reason = Reason::Activating;
+
+    fn key(&self) -> String {
+        self.0.key()
+    }
+}
+
+/// A system that is active and not committed; with mode Boot one that is committed and not active.
+#[derive(Debug)]
+pub struct Activation {
+    /// What is landing, and its identity.
+    pub order: Order,
+    /// The same for status.
+    pub landing: LandingRef,
+    /// The system.
+    pub toplevel: StorePath,
+    /// What the host said last.
+    pub host: HostStatus,
+    /// The connection from before the activation: good for asking, no proof of anything.
+    pub session: Session,
+}
+
+/// Begins the landing, or attaches to it if an earlier pass began it, and waits until the activation has ended.
+pub async fn run<R: Reporter>(pass: &mut Pass<'_, R>, observed: Observed, copied: Copied) -> Result<Activation, Stop> {
+    let Copied { toplevel } = copied;
+    let stage = Activate(Order::of(pass, &toplevel));
+    let Some(_permit) = pass.cancel.run_until_cancelled(pass.world.landings.acquire()).await else { return Err(Stop::Cancelled) };
+    pass.begin(&stage, format!("activating {}", toplevel.name()))?;
+    let landing = match order::begun(pass) {
+        Some(landing) => landing,
+        None => begin(pass, &stage, &observed, &toplevel).await?,
+    };
+    let followed = pass.world.timed(Activate::NAME, activated(pass, observed, &landing, &toplevel)).await;
+    let outcome = match followed {
+        Ok((host, session)) => {
+            pass.saw(host.clone());
+            let detail = if is_activated(&host, &landing) { String::new() } else { log(pass, &session).await };
+            let ended = if is_activated(&host, &landing) { Ok(()) } else { order::end(&host, &landing, &detail) };
+            ended.map(|()| Activation { order: stage.0.clone(), landing: landing.clone(), toplevel, host, session })
+        }
+        Err(failure) => Err(failure),
+    };
+    if let Err(failure) = &outcome {
+        conclude(pass, &landing, failure);
+    }
+    let known = outcome.as_ref().err().is_none_or(|failure| failure.reason != Reason::Unreachable);
+    let outcome = pass.ended(&stage, outcome.map_err(Stop::Failed), |activation| activation.toplevel.to_string());
+    pass.findings.records.landing(Activate::NAME, (outcome.is_ok() || !known).then_some(landing));
+    outcome
+}
+
+/// Takes note of a landing that ended before Verify; of one whose end is unknown a later pass does.
+fn conclude<R>(pass: &mut Pass<'_, R>, landing: &LandingRef, failure: &Failure) {
+    if failure.is_rejection() || failure.reason == Reason::RevertFailed {
+        pass.findings.ended.extend(order::ended(pass.wish, landing, Some(failure.clone())));
+    }
+}
+
+/// Writes down what is about to begin: should this process end now, the next one knows that it has to ask the host.
+async fn begin<R: Reporter>(
+    pass: &mut Pass<'_, R>,
+    stage: &Activate,
+    observed: &Observed,
+    toplevel: &StorePath,
+) -> Result<LandingRef, Stop> {
+    let landing = LandingRef {
+        id: pass.world.landing_id(&pass.wish.id.uid),
+        boot_id: observed.host.boot_id.clone().unwrap_or_default(),
+        system: toplevel.to_string(),
+        revision: pass.findings.locked.as_ref().map(crate::nix::LockedFlake::short).unwrap_or_default(),
+    };
+    for name in ["Verify", "Commit"] {
+        pass.findings.records.forget(name);
+    }
+    pass.findings.records.began(Activate::NAME, stage.key(), landing.clone());
+    pass.reporter.intend(&pass.findings).await?;
+    Ok(landing)
+}
+
+/// Orders the landing and follows it until it waits for a commit or has ended.
+async fn activated<R>(
+    pass: &Pass<'_, R>,
+    observed: Observed,
+    landing: &LandingRef,
+    toplevel: &StorePath,
+) -> Result<(HostStatus, Session), Failure> {
+    let activation = pass.wish.activation;
+    let order = landing::Order {
+        id: landing.id.clone(),
+        epoch: pass.world.epoch,
+        new: toplevel.clone(),
+        mode: activation.mode,
+        activate_within: activation.activate_within,
+        commit_within: activation.commit_within,
+    };
+    let Observed { session, .. } = observed;
+    let ordered = Client::new(&session, &pass.wish.target.user).land(&order).await;
+    let session = match ordered {
+        Ok(_) => Some(session),
+        // Whether the host has taken it over is unknown: following it tells.
+        Err(LandingError::Exec(ExecError::Lost(_) | ExecError::TimedOut { .. })) => None,
+        Err(error) => return Err(landing_failure(&error)),
+    };
+    let within =
+        activation.activate_within + if activation.mode == Mode::Boot { activation.commit_within } else { std::time::Duration::ZERO };
+    order::follow(pass.world, pass.wish, session, &landing.id, within).await
+}
+
+fn is_activated(host: &HostStatus, begun: &LandingRef) -> bool {
+    let landing = host.landing.as_ref().filter(|landing| landing.id == begun.id);
+    landing.is_some_and(|landing| matches!(landing.state, LandingState::Activated | LandingState::Committed))
+}
+
+/// The activation's own last lines, for a person; none if the host does not give them.
+async fn log<R>(pass: &Pass<'_, R>, session: &Session) -> String {
+    Client::new(session, &pass.wish.target.user).log().await.unwrap_or_default()
+}

@@ -1,0 +1,62 @@
+//! Commit: the verified system becomes the boot default, and the way back is disarmed.
+//!
+//! Input: the verified system. Effect, all on the host: profile, boot default, disarm; read back. Output: the verdict.
+
+use nixos_host_api::Reason;
+use serde::Serialize;
+
+use super::order::{self, Order};
+use super::verify::Verified;
+use crate::landing::{Client, HostStatus, LandingError};
+use crate::observe::landing_failure;
+use crate::pipeline::{Pass, Reporter, Stop, Verdict};
+use crate::stage::{Failure, Stage};
+use crate::world::ssh::ExecError;
+
+/// The inputs.
+#[derive(Debug, Serialize)]
+pub struct Commit(pub Order);
+
+impl Stage for Commit {
+    const NAME: &'static str = "Commit";
+    const DOING: Reason = Reason::Committing;
+
+    fn key(&self) -> String {
+        self.0.key()
+    }
+}
+
+/// Makes the system stay, and says what was read back.
+pub async fn run<R: Reporter>(pass: &mut Pass<'_, R>, verified: Verified) -> Result<Verdict, Stop> {
+    let stage = Commit(verified.order.clone());
+    pass.reporter.doing(&pass.findings, Commit::DOING, format!("making {} the boot default", verified.toplevel.name()));
+    let (landing, toplevel, note) = (verified.landing.clone(), verified.toplevel.clone(), verified.note.clone());
+    let committed = pass.world.timed(Commit::NAME, commit(pass, verified)).await;
+    let known = committed.as_ref().err().is_none_or(|failure| failure.reason != Reason::Unreachable);
+    let result = committed.and_then(|host| {
+        pass.saw(host.clone());
+        order::end(&host, &landing, "").map(|()| host)
+    });
+    if known {
+        pass.findings.records.landing("Activate", None);
+        pass.findings.ended.extend(order::ended(pass.wish, &landing, result.as_ref().err().cloned()));
+    }
+    let host = pass.ended(&stage, result.map_err(Stop::Failed), |_| note.clone())?;
+    pass.findings.landed = Some(toplevel.clone());
+    Ok(if host.current.as_ref() == Some(&toplevel) { Verdict::UpToDate(note) } else { Verdict::RebootPending })
+}
+
+async fn commit<R>(pass: &Pass<'_, R>, verified: Verified) -> Result<HostStatus, Failure> {
+    let Verified { landing, session, committed, .. } = verified;
+    if let Some(host) = committed {
+        return Ok(host);
+    }
+    match Client::new(&session, &pass.wish.target.user).commit(&landing.id, pass.world.epoch).await {
+        Ok(host) => Ok(host),
+        // Whether the host got the request is unknown: following it tells.
+        Err(LandingError::Exec(ExecError::Lost(_) | ExecError::TimedOut { .. })) => {
+            order::follow(pass.world, pass.wish, None, &landing.id, pass.wish.activation.commit_within).await.map(|(host, _)| host)
+        }
+        Err(error) => Err(landing_failure(&error)),
+    }
+}

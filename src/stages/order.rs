@@ -1,0 +1,165 @@
+//! What Activate, Verify and Commit share: the inputs of a landing, following one to its end, and what became of an earlier one.
+//!
+//! The three have one key: what any of them rejects is held back before the first begins.
+
+use std::time::Duration;
+
+use nixos_host_api::{LandingRef, Reason};
+use serde::Serialize;
+
+use super::{activate::Activate, commit::Commit, verify::Verify};
+use crate::landing::{Client, HostStatus, Landing, LandingError, outcome};
+use crate::nix::StorePath;
+use crate::observe::{Observed, connect_within, landing_failure};
+use crate::pipeline::{Ended, Pass, Reporter, Stop};
+use crate::stage::{Failure, Stage, digest};
+use crate::wish::{Activation, Wish};
+use crate::world::World;
+use crate::world::nix::Evaluated;
+use crate::world::ssh::{ExecError, Session};
+
+/// The inputs of a landing.
+#[derive(Debug, Clone, Serialize)]
+pub struct Order {
+    toplevel: StorePath,
+    revision: String,
+    activation: Activation,
+}
+
+impl Order {
+    /// To land `toplevel` as the wish says.
+    pub fn of<R>(pass: &Pass<'_, R>, toplevel: &StorePath) -> Self {
+        let revision = pass.findings.locked.as_ref().map(|locked| locked.rev.clone().unwrap_or_else(|| locked.nar_hash.clone()));
+        Self { toplevel: toplevel.clone(), revision: revision.unwrap_or_default(), activation: pass.wish.activation }
+    }
+
+    /// The key of all three stages.
+    pub fn key(&self) -> String {
+        digest(self)
+    }
+}
+
+const NAMES: [&str; 3] = [Activate::NAME, Verify::NAME, Commit::NAME];
+
+/// Refuses an order that was rejected at any of its stages, unless a person asked for it again.
+pub fn held<R>(pass: &Pass<'_, R>, evaluated: &Evaluated) -> Result<(), Stop> {
+    let key = Order::of(pass, &evaluated.out).key();
+    let held = NAMES.iter().find_map(|name| pass.findings.records.held(name, &key)).filter(|_| !pass.retry);
+    held.map_or(Ok(()), |failure| Err(Stop::Failed(failure)))
+}
+
+/// The landing that an earlier pass began and whose end is not known.
+pub fn begun<R>(pass: &Pass<'_, R>) -> Option<LandingRef> {
+    pass.findings.records.get(Activate::NAME)?.landing.clone()
+}
+
+/// Takes note of how a landing ended that an earlier pass began. Such a pass was cut off, or lost sight of the host.
+pub fn unfinished<R>(pass: &mut Pass<'_, R>, observed: &Observed) {
+    let Some(begun) = begun(pass) else { return };
+    let host = &observed.host;
+    let landing = host.landing.as_ref().filter(|landing| landing.id == begun.id);
+    if landing.is_some_and(|landing| landing.active && !landing.state.is_final()) {
+        return;
+    }
+    let failure = match landing {
+        Some(landing) => outcome::failure(landing, "").or_else(|| died(landing)),
+        None if host.boot_id.as_deref() == Some(&*begun.boot_id) => {
+            // The host was never asked: the controller ended between writing it down and asking.
+            pass.findings.records.forget(Activate::NAME);
+            return;
+        }
+        None => Some(interrupted(&begun)),
+    };
+    tracing::info!(landing = %begun.id, "an earlier landing has ended");
+    let key = pass.findings.records.get(Activate::NAME).map(|record| record.key.clone()).unwrap_or_default();
+    match &failure {
+        Some(failure) => pass.findings.records.failed(Activate::NAME, key, failure),
+        None => {
+            pass.findings.records.succeeded(Activate::NAME, key, begun.system.clone());
+            pass.findings.landed = begun.system.parse().ok();
+        }
+    }
+    pass.findings.ended.extend(ended(pass.wish, &begun, failure));
+}
+
+/// The landing's service is gone and its state is none that it ends in.
+fn died(landing: &Landing) -> Option<Failure> {
+    (!landing.state.is_final())
+        .then(|| Failure::new(Reason::Interrupted, format!("the landing ended while {:?}: {}", landing.state, landing.why)))
+}
+
+fn interrupted(begun: &LandingRef) -> Failure {
+    let message = format!("the machine restarted while {} was landing, and booted its boot default", begun.system);
+    Failure::new(Reason::Interrupted, message)
+}
+
+/// What goes into the history.
+pub fn ended(wish: &Wish, begun: &LandingRef, failure: Option<Failure>) -> Option<Ended> {
+    let system = begun.system.parse().ok()?;
+    Some(Ended { system, revision: begun.revision.clone(), mode: wish.activation.mode, failure })
+}
+
+/// Brings back the old system if a landing is in flight there that is no longer wanted.
+pub async fn earlier<R: Reporter>(pass: &mut Pass<'_, R>, observed: Option<&Observed>, evaluated: &Evaluated) -> Result<(), Stop> {
+    let (Some(begun), Some(observed)) = (begun(pass), observed) else { return Ok(()) };
+    let wanted = Order::of(pass, &evaluated.out).key();
+    if pass.findings.records.get(Activate::NAME).is_some_and(|record| record.key == wanted) {
+        return Ok(());
+    }
+    tracing::info!(landing = %begun.id, "a landing that is no longer wanted is reverted");
+    let client = Client::new(&observed.session, &pass.wish.target.user);
+    let host = client.revert(&begun.id, pass.world.epoch).await.map_err(|error| landing_failure(&error))?;
+    pass.saw(host);
+    pass.findings.records.forget(Activate::NAME);
+    Ok(())
+}
+
+/// How long the host may take to go back, or to move the boot default, on top of its own limits.
+const REVERT_WITHIN: Duration = Duration::from_secs(330);
+
+/// Follows a landing until it is up to the controller again or has ended, over as many connections as that takes.
+pub async fn follow(
+    world: &World,
+    wish: &Wish,
+    session: Option<Session>,
+    id: &str,
+    within: Duration,
+) -> Result<(HostStatus, Session), Failure> {
+    let following = async {
+        let mut session = session;
+        loop {
+            let connected = match session.take() {
+                Some(session) => session,
+                None => connect_within(world, wish, within + REVERT_WITHIN).await?,
+            };
+            match Client::new(&connected, &wish.target.user).wait(id).await {
+                Ok(host) if needs_us(&host, id) => return Ok((host, connected)),
+                Ok(_) => session = Some(connected),
+                // The activation may restart the network, sshd, or the host.
+                Err(LandingError::Exec(ExecError::Lost(_) | ExecError::TimedOut { .. } | ExecError::Open(_) | ExecError::Refused)) => {
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+                Err(error) => return Err(landing_failure(&error)),
+            }
+        }
+    };
+    tokio::time::timeout(within + REVERT_WITHIN, following).await.unwrap_or_else(|_| {
+        let message = "the machine does not answer since the activation began; it goes back to the old system by itself";
+        Err(Failure::new(Reason::Unreachable, message))
+    })
+}
+
+fn needs_us(host: &HostStatus, id: &str) -> bool {
+    use crate::landing::LandingState::Activated;
+    host.landing
+        .as_ref()
+        .is_none_or(|landing| landing.id != id || !landing.active || landing.state == Activated || landing.state.is_final())
+}
+
+/// What the end of a landing means: nothing wrong, or why it did not stay.
+pub fn end(host: &HostStatus, begun: &LandingRef, detail: &str) -> Result<(), Failure> {
+    match host.landing.as_ref().filter(|landing| landing.id == begun.id) {
+        Some(landing) => outcome::failure(landing, detail).or_else(|| died(landing)).map_or(Ok(()), Err),
+        None => Err(interrupted(begun)),
+    }
+}

@@ -1,0 +1,62 @@
+//! Resolve: the flake reference becomes one revision.
+//!
+//! Input: the reference and whose credentials. Effect: one look at the remote for all who ask within an interval; nothing for a
+//! revision that is pinned and known. Output: the locked flake.
+
+use nixos_host_api::Reason;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::nix::LockedFlake;
+use crate::pipeline::Stop;
+use crate::stage::{Failure, Stage, chain};
+use crate::wish::Wish;
+use crate::world::World;
+use crate::world::nix::{self, ResolveError};
+
+/// The inputs.
+#[derive(Debug, Serialize)]
+pub struct Resolve {
+    flake: String,
+    credentials: Option<String>,
+}
+
+impl Stage for Resolve {
+    const NAME: &'static str = "Resolve";
+    const DOING: Reason = Reason::Resolving;
+}
+
+impl Resolve {
+    /// The inputs that a wish gives.
+    pub fn of(wish: &Wish) -> Self {
+        Self { flake: wish.flake.to_string(), credentials: wish.credentials.as_ref().map(|credentials| credentials.digest().to_owned()) }
+    }
+}
+
+/// The part of an interval for which a look at the remote is good. Less than the shortest jittered interval, so that a single host looks anew each time.
+const FRESH: f64 = 0.85;
+
+/// The revision that is wanted now. `anew` looks at the remote whatever is known.
+pub async fn locked(world: &World, wish: &Wish, anew: bool, cancel: &CancellationToken) -> Result<LockedFlake, Stop> {
+    let now = world.clock.now();
+    let fresh_since = if anew { Some(now) } else { now.checked_sub(wish.interval.mul_f64(FRESH)) };
+    let request = nix::Resolve { flake: wish.flake.clone(), credentials: wish.credentials.clone(), fresh_since };
+    world.nix.resolve(&request, cancel).await.map_err(|error| failure(wish, &error))
+}
+
+fn failure(wish: &Wish, error: &ResolveError) -> Stop {
+    let reason = match error {
+        ResolveError::Cancelled => return Stop::Cancelled,
+        ResolveError::RefNotFound { .. } => Reason::RefNotFound,
+        ResolveError::RevNotFound { .. } => Reason::RevisionNotFound,
+        ResolveError::Unreachable { .. } | ResolveError::TimedOut { .. } => Reason::RepositoryUnreachable,
+        ResolveError::RepositoryNotFound { .. } => Reason::RepositoryNotFound,
+        ResolveError::CredentialsRefused { .. } => Reason::CredentialsRefused,
+        ResolveError::HostKey { .. } => Reason::RepositoryHostKey,
+        ResolveError::NotAFlake { .. } => Reason::NotAFlake,
+        ResolveError::LockFileOutOfDate { .. } | ResolveError::UnlockedInput { .. } => Reason::LockFileOutOfDate,
+        ResolveError::ForbiddenInput { .. } => Reason::EvaluationForbidden,
+        ResolveError::Process(_) | ResolveError::Other { .. } => Reason::ResolveFailed,
+    };
+    Failure::new(reason, format!("spec.flake: {}: {}", wish.flake, chain(error))).into()
+}

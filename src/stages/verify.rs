@@ -1,0 +1,227 @@
+//! Verify: the activated system is reachable over a new connection, and healthy; once more after a while.
+//!
+//! Input: the activation. Effect: none, unless it is unhealthy: then the host is told to go back. Output: the new connection.
+
+use nixos_host_api::{FailedUnitsPolicy, LandingRef, Reason};
+use serde::Serialize;
+
+use super::activate::Activation;
+use super::order::{self, Order};
+use crate::landing::{Client, HostStatus, LandingState, Verification};
+use crate::nix::StorePath;
+use crate::observe::{connect_within, landing_failure};
+use crate::pipeline::{Pass, Reporter, Stop};
+use crate::stage::{Failure, Stage};
+use crate::world::ssh::Session;
+
+/// The inputs.
+#[derive(Debug, Serialize)]
+pub struct Verify(pub Order);
+
+impl Stage for Verify {
+    const NAME: &'static str = "Verify";
+    const DOING: Reason = Reason::Verifying;
+
+    fn key(&self) -> String {
+        self.0.key()
+    }
+}
+
+/// A system that proved itself.
+#[derive(Debug)]
+pub struct Verified {
+    /// What is landing.
+    pub order: Order,
+    /// The same for status.
+    pub landing: LandingRef,
+    /// The system.
+    pub toplevel: StorePath,
+    /// A connection that was made after the activation: the commit goes over it.
+    pub session: Session,
+    /// What is to be said about a system that is kept all the same.
+    pub note: String,
+    /// With mode Boot: the host has committed by itself, since nothing was activated.
+    pub committed: Option<HostStatus>,
+}
+
+/// Verifies the system, or brings the old one back.
+pub async fn run<R: Reporter>(pass: &mut Pass<'_, R>, activation: Activation) -> Result<Verified, Stop> {
+    let stage = Verify(activation.order.clone());
+    let Activation { order, landing, toplevel, host, session } = activation;
+    if host.landing.as_ref().is_some_and(|landing| landing.state == LandingState::Committed) {
+        return Ok(Verified { order, landing, toplevel, session, note: String::new(), committed: Some(host) });
+    }
+    pass.reporter.doing(&pass.findings, Verify::DOING, format!("verifying {} over a new connection", toplevel.name()));
+    let checking = pass.world.timed(Verify::NAME, check_twice(pass, &landing, &toplevel));
+    let checked = tokio::time::timeout(pass.wish.activation.commit_within, checking).await;
+    let checked = checked.unwrap_or_else(|_| Err(unreachable(pass)));
+    let result = match checked {
+        Ok((session, note)) => Ok(Verified { order, landing, toplevel, session, note, committed: None }),
+        Err(failure) => Err(give_up(pass, &landing, session, failure).await),
+    };
+    pass.ended(&stage, result.map_err(Stop::Failed), |verified| verified.note.clone())
+}
+
+fn unreachable<R>(pass: &Pass<'_, R>) -> Failure {
+    let message = format!("the new system did not prove itself over a new connection within {:?}", pass.wish.activation.commit_within);
+    Failure::new(Reason::VerificationFailed, message)
+}
+
+/// Verifies over a new connection, and over another one after `settle`: late DHCP, firewalls and crash loops.
+async fn check_twice<R>(pass: &Pass<'_, R>, begun: &LandingRef, toplevel: &StorePath) -> Result<(Session, String), Failure> {
+    let wish = pass.wish;
+    let (session, first) = look(pass).await?;
+    let note = check(&first, None, begun, toplevel, wish.activation.on_failed_units)?;
+    if wish.activation.settle.is_zero() {
+        return Ok((session, note));
+    }
+    tokio::time::sleep(wish.activation.settle).await;
+    let (session, second) = look(pass).await?;
+    let note = check(&second, Some(&first), begun, toplevel, wish.activation.on_failed_units)?;
+    Ok((session, note))
+}
+
+async fn look<R>(pass: &Pass<'_, R>) -> Result<(Session, Verification), Failure> {
+    loop {
+        let session = connect_within(pass.world, pass.wish, pass.wish.activation.commit_within).await?;
+        match Client::new(&session, &pass.wish.target.user).verify().await {
+            Ok(found) => return Ok((session, found)),
+            Err(error) => {
+                let failure = landing_failure(&error);
+                if failure.reason != Reason::Unreachable {
+                    return Err(Failure::new(Reason::VerificationFailed, failure.message));
+                }
+            }
+        }
+    }
+}
+
+/// PURE. What is wrong with an activated system; otherwise what is to be said about it.
+fn check(
+    found: &Verification,
+    before: Option<&Verification>,
+    begun: &LandingRef,
+    toplevel: &StorePath,
+    policy: FailedUnitsPolicy,
+) -> Result<String, Failure> {
+    let landing = found.host.landing.as_ref().filter(|landing| landing.id == begun.id);
+    let Some(landing) = landing.filter(|landing| landing.state == LandingState::Activated) else {
+        return Err(Failure::new(Reason::VerificationFailed, "the landing ended before the system was verified"));
+    };
+    if found.host.current.as_ref() != Some(toplevel) {
+        return Err(Failure::new(Reason::Superseded, "somebody else switched the machine"));
+    }
+    if found.host.running == "maintenance" {
+        return Err(Failure::new(Reason::VerificationFailed, "the machine is in maintenance (emergency or rescue) mode"));
+    }
+    let mut units = found.failed.clone();
+    if let Some(before) = before {
+        let looping = found.restarts.iter().filter(|(unit, count)| before.restarts.get(*unit).is_none_or(|earlier| earlier < count));
+        units.extend(looping.map(|(unit, _)| format!("{unit} (restarting again and again)")));
+    }
+    units.dedup();
+    if units.is_empty() && landing.exit != Some(4) {
+        return Ok(String::new());
+    }
+    let units = if units.is_empty() {
+        "switch-to-configuration reports a failed unit (exit 4)".into()
+    } else {
+        format!("units failed: {}", units.join(", "))
+    };
+    let message = format!("{units}\n{}", found.journal.join("\n"));
+    match policy {
+        FailedUnitsPolicy::Revert => Err(Failure::new(Reason::UnitsFailed, message)),
+        FailedUnitsPolicy::Keep => Ok(message.trim_end().to_owned()),
+    }
+}
+
+/// Tells the host to go back if it can be told, waits until the landing has ended, and says how.
+async fn give_up<R: Reporter>(pass: &mut Pass<'_, R>, begun: &LandingRef, session: Session, failure: Failure) -> Failure {
+    let user = &pass.wish.target.user;
+    pass.reporter.doing(&pass.findings, Verify::DOING, format!("going back to the old system: {}", failure.message));
+    // The old connection may still work where a new one does not; if neither does, the host goes back by itself.
+    let asked = Client::new(&session, user).revert(&begun.id, pass.world.epoch).await;
+    let session = asked.is_ok().then_some(session);
+    let failure = match order::follow(pass.world, pass.wish, session, &begun.id, pass.wish.activation.commit_within).await {
+        Ok((host, _)) => {
+            pass.saw(host.clone());
+            pass.findings.records.landing("Activate", None);
+            match order::end(&host, begun, "") {
+                // What the controller saw says more than that it asked the host to go back.
+                Err(end) if matches!(end.reason, Reason::VerificationFailed) => {
+                    Failure::new(failure.reason, format!("{}; the old system runs again", failure.message))
+                }
+                Err(end) => end,
+                Ok(()) => failure,
+            }
+        }
+        Err(lost) => return lost,
+    };
+    pass.findings.ended.extend(order::ended(pass.wish, begun, Some(failure.clone())));
+    failure
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::landing::Landing;
+
+    const NEW: &str = "/nix/store/s66mzxpvicwk07gjbjfw9izjfa797vsw-nixos-system-web-26.05";
+
+    fn begun() -> LandingRef {
+        LandingRef { id: "a".into(), boot_id: "b".into(), system: NEW.into(), revision: "main".into() }
+    }
+
+    fn found(exit: i32, failed: &[&str], restarts: u64) -> Verification {
+        let landing = Landing {
+            id: "a".into(),
+            active: true,
+            state: LandingState::Activated,
+            exit: Some(exit),
+            code: String::new(),
+            why: String::new(),
+            old: None,
+            new: None,
+        };
+        let host = HostStatus { current: NEW.parse().ok(), landing: Some(landing), running: "running".into(), ..HostStatus::default() };
+        let restarts = [("web.service".to_owned(), restarts)].into_iter().filter(|(_, n)| *n > 0).collect();
+        Verification {
+            host,
+            failed: failed.iter().map(|unit| (*unit).to_owned()).collect(),
+            restarts,
+            journal: vec!["web.service: no such file".into()],
+        }
+    }
+
+    fn verdict(found: &Verification, before: Option<&Verification>, policy: FailedUnitsPolicy) -> Result<String, Reason> {
+        check(found, before, &begun(), &NEW.parse().unwrap(), policy).map_err(|failure| failure.reason)
+    }
+
+    #[test]
+    fn a_healthy_system_passes() {
+        assert_eq!(verdict(&found(0, &[], 0), Some(&found(0, &[], 0)), FailedUnitsPolicy::Revert), Ok(String::new()));
+    }
+
+    #[test]
+    fn failed_units_revert_or_are_named() {
+        use FailedUnitsPolicy::{Keep, Revert};
+        assert_eq!(verdict(&found(4, &["web.service"], 0), None, Revert), Err(Reason::UnitsFailed));
+        assert_eq!(verdict(&found(4, &[], 0), None, Revert), Err(Reason::UnitsFailed), "exit 4 counts even if nothing is failed now");
+        let kept = verdict(&found(4, &["web.service"], 0), None, Keep).unwrap();
+        assert!(kept.contains("web.service") && kept.contains("no such file"), "{kept}");
+    }
+
+    #[test]
+    fn a_crash_loop_shows_at_the_second_look() {
+        let (first, second) = (found(0, &[], 1), found(0, &[], 3));
+        assert_eq!(verdict(&second, Some(&first), FailedUnitsPolicy::Revert), Err(Reason::UnitsFailed));
+        assert_eq!(verdict(&first, Some(&first), FailedUnitsPolicy::Revert), Ok(String::new()), "an old restart is no loop");
+    }
+
+    #[test]
+    fn somebody_elses_switch_is_not_ours_to_judge() {
+        let mut other = found(0, &[], 0);
+        other.host.current = "/nix/store/s66mzxpvicwk07gjbjfw9izjfa797vsw-nixos-system-other".parse().ok();
+        assert_eq!(verdict(&other, None, FailedUnitsPolicy::Revert), Err(Reason::Superseded));
+    }
+}

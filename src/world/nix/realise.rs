@@ -1,0 +1,200 @@
+//! One `nix-store --realise` for all derivations that are wanted now; who failed is sorted out afterwards.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::access::Access;
+use super::build::{about, unknown};
+use super::driver::{Driver, NETWORK};
+use super::error::BuildError;
+use super::message::git_says;
+use super::progress::{BuildProgress, Failure, Fault, Watcher};
+use crate::nix::{DrvPath, StorePath};
+use crate::world::exec::{Command, Ending, ExecError, Finished};
+
+/// How often progress is told, and finished builds are looked at.
+const TICK: Duration = Duration::from_millis(200);
+
+/// A derivation that is wanted.
+pub(super) struct Order {
+    pub(super) drv: DrvPath,
+    pub(super) out: StorePath,
+    pub(super) timeout: Duration,
+    pub(super) told: watch::Sender<BuildProgress>,
+    pub(super) cancel: CancellationToken,
+    /// Taken when it is answered.
+    pub(super) reply: Option<oneshot::Sender<Result<StorePath, BuildError>>>,
+}
+
+impl Order {
+    fn answer(&mut self, result: Result<StorePath, BuildError>) {
+        if let Some(reply) = self.reply.take() {
+            drop(reply.send(result)); // it may have left
+        }
+    }
+
+    fn open(&self) -> bool {
+        self.reply.is_some() && !self.cancel.is_cancelled()
+    }
+}
+
+/// Builds all orders in one process. Each is answered when its own output is there, not when the slowest is.
+pub(super) async fn realise(driver: &Driver, mut orders: Vec<Order>) {
+    orders.retain(Order::open);
+    let Some(time) = orders.iter().map(|order| order.timeout).max() else { return };
+    let place = match driver.place(None) {
+        Ok(place) => place,
+        Err(error) => {
+            return answer_all(&mut orders, &BuildError::Other { message: format!("cannot prepare a place for the process: {error}") });
+        }
+    };
+    let args = arguments(driver, time, &orders);
+    let confinement = driver.build_confinement(&place);
+    let command = Command { confinement, time, ..driver.command(&driver.tools.nix_store, args, &place, &Access::none()) };
+    let (watcher, cancel) = (Mutex::new(Watcher::default()), CancellationToken::new());
+    let began = driver.config.clock.now();
+    let counted = driver.tally.builds.begin();
+    let finished = {
+        let run = driver.processes.run(command, |line| lock(&watcher).line(line, driver.config.clock.now()), &cancel);
+        let mut run = std::pin::pin!(run);
+        loop {
+            tokio::select! {
+                finished = &mut run => break finished,
+                () = tokio::time::sleep(TICK) => tick(driver, &mut orders, &watcher, began).await,
+            }
+            if !orders.iter().any(Order::open) {
+                cancel.cancel();
+            }
+        }
+    };
+    drop(counted);
+    let watcher = watcher.into_inner().unwrap_or_else(PoisonError::into_inner);
+    settle(driver, &mut orders, &watcher, finished, time).await;
+}
+
+fn arguments(driver: &Driver, time: Duration, orders: &[Order]) -> Vec<String> {
+    let config = &driver.config;
+    let (jobs, cores, seconds) = (config.builds.to_string(), config.cores.to_string(), time.as_secs().max(1).to_string());
+    let fixed = ["--realise", "-k", "--log-format", "internal-json", "--max-jobs", &jobs, "--cores", &cores];
+    let options = [
+        ["--option", "sandbox", if config.sandbox { "true" } else { "false" }],
+        ["--option", "sandbox-fallback", "false"],
+        ["--option", "fallback", "true"],
+        ["--option", "timeout", &seconds],
+    ];
+    let args = fixed.into_iter().chain(options.into_iter().flatten()).chain(NETWORK);
+    args.chain(orders.iter().map(|order| order.drv.as_str())).map(str::to_owned).collect()
+}
+
+/// Tells how far it is, answers those whose output has come, and those whose own time is up.
+async fn tick(driver: &Driver, orders: &mut [Order], watcher: &Mutex<Watcher>, began: Instant) {
+    let (progress, finished, longest) = {
+        let mut watcher = lock(watcher);
+        (watcher.progress(), watcher.take_finished(), watcher.longest())
+    };
+    let elapsed = driver.config.clock.now().saturating_duration_since(began);
+    for order in orders.iter_mut().filter(|order| order.open()) {
+        order.told.send_if_modified(|told| {
+            let changed = *told != progress;
+            if changed {
+                told.clone_from(&progress);
+            }
+            changed
+        });
+        if elapsed > order.timeout {
+            order.answer(Err(timed_out(order.timeout, longest.clone())));
+        } else if finished.iter().any(|path| path == order.drv.as_str() || path == order.out.as_str())
+            && driver.valid(std::slice::from_ref(&order.out)).await.is_ok_and(|valid| valid.contains(&order.out))
+        {
+            order.answer(Ok(order.out.clone()));
+        }
+    }
+}
+
+/// Answers all that are still open: by what the store has now, and what the log said.
+async fn settle(driver: &Driver, orders: &mut [Order], watcher: &Watcher, finished: Result<Finished, ExecError>, time: Duration) {
+    let finished = match finished {
+        Ok(finished) => finished,
+        Err(error) => return answer_all(orders, &BuildError::Process(Arc::new(error))),
+    };
+    let open: Vec<&Order> = orders.iter().filter(|order| order.open()).collect();
+    let paths: Vec<StorePath> = open.iter().flat_map(|order| [order.out.clone(), order.drv.as_store_path().clone()]).collect();
+    let valid = match driver.valid(&paths).await {
+        Ok(valid) => valid,
+        Err(error) => return answer_all(orders, &unknown(&error)),
+    };
+    for order in orders.iter_mut().filter(|order| order.reply.is_some()) {
+        let result = if valid.contains(&order.out) {
+            Ok(order.out.clone())
+        } else if !valid.contains(order.drv.as_store_path()) && !order.cancel.is_cancelled() {
+            Err(BuildError::DerivationGone { drv: order.drv.to_string() })
+        } else {
+            Err(failure(driver, order, watcher, &finished, time).await)
+        };
+        order.answer(result);
+    }
+}
+
+async fn failure(driver: &Driver, order: &Order, watcher: &Watcher, finished: &Finished, time: Duration) -> BuildError {
+    match finished.ending {
+        Ending::Cancelled => return BuildError::Cancelled,
+        Ending::TimedOut => return timed_out(time, watcher.longest()),
+        Ending::OutOfMemory => return BuildError::Other { message: "Nix ran out of memory".into() },
+        Ending::Exited(_) | Ending::Killed(_) => (),
+    }
+    let causes: Vec<&Failure> = watcher.failures().iter().filter(|failure| failure.fault != Fault::Dependency).collect();
+    let needed = if causes.len() > 1 { requisites(driver, &order.drv).await } else { HashSet::new() };
+    // With several failures, ours is the one that this derivation needs.
+    let ours = |failure: &&&Failure| failure.drv.as_ref().is_some_and(|drv| needed.contains(drv));
+    match causes.iter().find(ours).or_else(|| causes.first()) {
+        Some(cause) => told(cause, order, time),
+        None => {
+            BuildError::Other { message: format!("nix-store --realise failed ({:?}): {}", finished.ending, git_says(&finished.stderr)) }
+        }
+    }
+}
+
+/// What a failure in the log means to this order.
+fn told(cause: &Failure, order: &Order, time: Duration) -> BuildError {
+    let Failure { drv, fault, message, log } = cause.clone();
+    let full = |text: &String| text.contains("No space left on device");
+    if full(&message) || log.iter().any(full) {
+        return BuildError::OutOfDisk { message };
+    }
+    match fault {
+        Fault::Builder => BuildError::BuilderFailed { drv: about(drv.as_deref(), &order.drv), message, log },
+        Fault::TimedOut => timed_out(time, drv.map(|drv| (drv, log))),
+        Fault::HashMismatch => BuildError::HashMismatch { drv: about(drv.as_deref(), &order.drv), message },
+        Fault::Dependency | Fault::Other => BuildError::Other { message },
+    }
+}
+
+fn timed_out(time: Duration, running: Option<(String, Vec<String>)>) -> BuildError {
+    let (drv, log) = running.map_or((None, Vec::new()), |(drv, log)| (Some(super::progress::name(&drv)), log));
+    BuildError::TimedOut { seconds: time.as_secs(), drv, log }
+}
+
+/// All that a derivation needs, itself too; nothing if the store does not say.
+async fn requisites(driver: &Driver, drv: &DrvPath) -> HashSet<String> {
+    let Ok(place) = driver.place(None) else { return HashSet::new() };
+    let command = driver.command(&driver.tools.nix_store, ["--query", "--requisites", drv.as_str()], &place, &Access::none());
+    let command = Command { time: driver.config.resolve_timeout, stdout_limit: 64 << 20, ..command };
+    match driver.processes.run(command, |_| (), &CancellationToken::new()).await {
+        Ok(finished) if finished.success() => String::from_utf8_lossy(&finished.stdout).lines().map(str::to_owned).collect(),
+        _ => HashSet::new(),
+    }
+}
+
+fn answer_all(orders: &mut [Order], error: &BuildError) {
+    for order in orders {
+        order.answer(Err(error.clone()));
+    }
+}
+
+fn lock(watcher: &Mutex<Watcher>) -> MutexGuard<'_, Watcher> {
+    watcher.lock().unwrap_or_else(PoisonError::into_inner)
+}

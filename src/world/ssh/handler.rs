@@ -1,0 +1,152 @@
+//! What we answer when the host speaks first.
+
+use std::sync::{Arc, OnceLock};
+
+use russh::client::{ChannelOpenHandle, DisconnectReason, Handler, Msg, Session};
+use russh::keys::{PublicKey, PublicKeyOrCertificate};
+use russh::{Channel, Disconnect};
+
+use super::host_key::{HostKey, HostKeyPolicy};
+
+/// What is known of a connection, to its task and to its owner.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// The key that the host proved to hold.
+    pub(super) host_key: OnceLock<HostKey>,
+    /// Why the connection ended.
+    pub(super) ended: OnceLock<Arc<russh::Error>>,
+}
+
+/// Checks the host's key, and refuses all else that a host may ask of a client.
+pub(super) struct Client {
+    pub(super) policy: HostKeyPolicy,
+    pub(super) known: Arc<Known>,
+}
+
+/// Why the task of a connection ended.
+#[derive(Debug)]
+pub(super) enum ClientError {
+    /// The host showed a key that is not good.
+    HostKey { expected: String, seen: String },
+    /// All else.
+    Ssh(russh::Error),
+}
+
+impl From<russh::Error> for ClientError {
+    fn from(error: russh::Error) -> Self {
+        Self::Ssh(error)
+    }
+}
+
+impl Client {
+    /// In the first key exchange by the policy; in every later one only the same key again.
+    fn check(&self, seen: HostKey) -> Result<bool, ClientError> {
+        let good = self.policy.expected().is_none_or(|keys| keys.contains(&seen));
+        let first = self.known.host_key.get().is_none_or(|key| *key == seen);
+        if good && first {
+            self.known.host_key.get_or_init(|| seen);
+            return Ok(true);
+        }
+        Err(ClientError::HostKey { expected: self.policy.fingerprints(), seen: seen.fingerprint() })
+    }
+}
+
+impl Handler for Client {
+    type Error = ClientError;
+
+    async fn check_server_key(&mut self, shown: &PublicKeyOrCertificate) -> Result<bool, ClientError> {
+        match shown {
+            PublicKeyOrCertificate::PublicKey { key, .. } => self.check(HostKey::new(key)),
+            // Never asked for.
+            PublicKeyOrCertificate::Certificate(_) => Ok(false),
+        }
+    }
+
+    async fn disconnected(&mut self, reason: DisconnectReason<ClientError>) -> Result<(), ClientError> {
+        let why = match reason {
+            DisconnectReason::ReceivedDisconnect(info) if matches!(info.reason_code, Disconnect::ByApplication) => russh::Error::HUP,
+            DisconnectReason::ReceivedDisconnect(_) => russh::Error::Disconnect,
+            DisconnectReason::Error(ClientError::Ssh(error)) => error,
+            DisconnectReason::Error(ClientError::HostKey { .. }) => russh::Error::UnknownKey,
+        };
+        // Only the first reason counts.
+        let _ = self.known.ended.set(Arc::new(why));
+        Ok(())
+    }
+
+    async fn openssh_ext_host_keys_announced(&mut self, _: Vec<PublicKey>, _: &mut Session) -> Result<(), ClientError> {
+        Ok(())
+    }
+
+    // russh accepts channels that a host opens. We never asked for any: dropping the handle refuses them.
+
+    async fn server_channel_open_forwarded_tcpip(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        _: u32,
+        _: &str,
+        _: u32,
+        _: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), ClientError> {
+        Ok(())
+    }
+
+    async fn server_channel_open_forwarded_streamlocal(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        _: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), ClientError> {
+        Ok(())
+    }
+
+    async fn server_channel_open_agent_forward(
+        &mut self,
+        _: Channel<Msg>,
+        _: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), ClientError> {
+        Ok(())
+    }
+
+    async fn server_channel_open_session(&mut self, _: Channel<Msg>, _: ChannelOpenHandle, _: &mut Session) -> Result<(), ClientError> {
+        Ok(())
+    }
+
+    async fn server_channel_open_direct_tcpip(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        _: u32,
+        _: &str,
+        _: u32,
+        _: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), ClientError> {
+        Ok(())
+    }
+
+    async fn server_channel_open_direct_streamlocal(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        _: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), ClientError> {
+        Ok(())
+    }
+
+    async fn server_channel_open_x11(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        _: u32,
+        _: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), ClientError> {
+        Ok(())
+    }
+}

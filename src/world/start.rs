@@ -1,0 +1,70 @@
+//! Putting the world together, once, when the controller starts.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tokio::sync::Semaphore;
+
+use super::copy::{LocalStore, NixStore};
+use super::nix::{Nix, NixConfig, StartError, StoreQuery, StoreQueryError};
+use super::{Addresses, Machines, World, exec};
+use crate::clock::Clock;
+use crate::metrics::Metrics;
+use crate::nix::StorePath;
+
+/// How many of each kind of work at a time.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Looks at hosts.
+    pub looks: usize,
+    /// Copies to hosts.
+    pub copies: usize,
+    /// Landings.
+    pub landings: usize,
+}
+
+/// A question to the local store takes milliseconds; only a disk that hangs takes longer.
+const STORE_ANSWERS_WITHIN: Duration = Duration::from_secs(60);
+
+impl World {
+    /// Finds Nix and prepares everything that passes share. `config.store` is filled in.
+    pub async fn start(mut config: NixConfig, metrics: Metrics, clock: Clock, epoch: u64, limits: Limits) -> Result<Self, StartError> {
+        let store = Arc::new(LocalStore::new(local_store(), STORE_ANSWERS_WITHIN));
+        config.store = Some(Arc::new(Asked(Arc::clone(&store))));
+        Ok(Self {
+            nix: Nix::start(config, exec::Processes::new()).await?,
+            store,
+            metrics,
+            clock,
+            epoch,
+            looks: Semaphore::new(limits.looks),
+            copies: Semaphore::new(limits.copies),
+            landings: Semaphore::new(limits.landings),
+            machines: Machines::default(),
+            addresses: Addresses::default(),
+        })
+    }
+}
+
+/// How the local store is asked: by the nix-store on PATH, with nothing of our environment but where it is and how it is configured.
+fn local_store() -> NixStore {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let program = std::env::split_paths(&path).map(|dir| dir.join("nix-store")).find(|program| program.is_file());
+    let kept = ["PATH", "NIX_CONF_DIR"];
+    let environment = kept.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?)));
+    NixStore { program: program.unwrap_or_else(|| PathBuf::from("nix-store")), arguments: Vec::new(), environment: environment.collect() }
+}
+
+/// The local store, as Nix's driver asks it.
+struct Asked(Arc<LocalStore>);
+
+impl StoreQuery for Asked {
+    fn valid<'a>(&'a self, paths: &'a [StorePath]) -> BoxFuture<'a, Result<HashSet<StorePath>, StoreQueryError>> {
+        async move { self.0.valid(paths).await.map_err(|error| StoreQueryError(Box::new(error))) }.boxed()
+    }
+}

@@ -44,7 +44,7 @@ pub fn claimed(world: &World, wish: &Wish, host: &HostStatus) -> Result<(), Fail
 /// A new connection to the host, starting with the address that answered last.
 pub async fn connect(world: &World, wish: &Wish) -> Result<Session, Failure> {
     let options = ConnectOptions { first: world.addresses.get(&wish.id.uid), ..ConnectOptions::default() };
-    let session = Session::connect(&wish.target, &options).await.map_err(|error| connect_failure(&error))?;
+    let session = Box::pin(Session::connect(&wish.target, &options)).await.map_err(|error| connect_failure(&error))?;
     world.addresses.put(&wish.id.uid, session.address());
     Ok(session)
 }
@@ -103,10 +103,9 @@ fn connect_failure(error: &ConnectError) -> Failure {
 pub fn landing_failure(error: &LandingError) -> Failure {
     let reason = match error {
         LandingError::Exec(ExecError::Lost(_) | ExecError::TimedOut { .. }) => Reason::Unreachable,
-        LandingError::Exec(_) => Reason::HostError,
         LandingError::Sudo { .. } => Reason::PrivilegeRefused,
         LandingError::Refused { code, .. } => outcome::refusal(code),
-        LandingError::Protocol(_) => Reason::HostError,
+        LandingError::Exec(_) | LandingError::Protocol(_) => Reason::HostError,
     };
     Failure::new(reason, chain(error))
 }

@@ -217,9 +217,8 @@ fn verdict(host: &HostStatus, desired: &StorePath, wish: &Wish, landed: Option<&
     let runs = host.current.as_ref() == Some(desired);
     let boots = host.boot_default.as_ref().or(host.profile.as_ref()) == Some(desired);
     match wish.activation.mode {
-        Mode::Switch if runs && boots => return Some(Verdict::UpToDate(String::new())),
+        Mode::Switch | Mode::Boot if runs && boots => return Some(Verdict::UpToDate(String::new())),
         Mode::Test if runs => return Some(Verdict::UpToDate(String::new())),
-        Mode::Boot if boots && runs => return Some(Verdict::UpToDate(String::new())),
         Mode::Boot if boots => return Some(Verdict::RebootPending),
         _ => {}
     }

@@ -75,7 +75,9 @@ pub trait Stage: Serialize {
 /// The first 16 hexadecimal digits of SHA-256 over the value as JSON.
 pub fn digest(value: &impl Serialize) -> String {
     let json = serde_json::to_vec(value).unwrap_or_default();
-    Sha256::digest(json).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    let hash = Sha256::digest(json);
+    let first: [u8; 8] = std::array::from_fn(|index| hash[index]);
+    format!("{:016x}", u64::from_be_bytes(first))
 }
 
 /// The records of a host's stages: what was done with which inputs, and how it ended.

@@ -3,6 +3,8 @@
 //! `TRANSPORT_ADDRESS`, `TRANSPORT_HOST_KEY` (a line of a .pub file) and `TRANSPORT_KEY` (a file) say where the host
 //! is; `TRANSPORT_TOPLEVEL` and `TRANSPORT_NIX_STORE` what to copy, and with which `nix-store`.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "these are tests, helpers included")]
+
 use std::env;
 use std::sync::Arc;
 use std::time::Duration;
@@ -249,6 +251,6 @@ async fn the_local_store_answers_what_is_true_now() {
     let unknown = "/nix/store/00000000000000000000000000000000-x".parse().unwrap();
     assert_eq!(store.valid(&[root.clone(), unknown]).await.unwrap(), [root.clone()].into());
     let missing = store.closure(&"/nix/store/00000000000000000000000000000000-x".parse().unwrap()).await.unwrap_err();
-    println!("{missing} / {:?}", missing);
+    println!("{missing}");
     assert_eq!(store.valid(std::slice::from_ref(&root)).await.unwrap(), [root].into());
 }

@@ -37,6 +37,14 @@ pub enum ClientsError {
     Client(#[from] kube::Error),
 }
 
+/// An error of the API in one line: kube's own text repeats the whole status object.
+pub fn said(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => format!("the API server says {}: {}", status.code, status.message),
+        other => crate::stage::chain(other),
+    }
+}
+
 impl Clients {
     /// Clients for the cluster that kubectl would speak to.
     pub async fn new(metrics: &Metrics, clock: &Clock) -> Result<Self, ClientsError> {

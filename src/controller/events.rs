@@ -7,10 +7,9 @@ use kube::{Api, Client, Resource, ResourceExt};
 use nixos_host_api::{NixOSHost, NixOSHostStatus, Outcome, Reason, condition};
 use tokio::sync::mpsc;
 
-use super::clients::REQUEST_WITHIN;
+use super::clients::{REQUEST_WITHIN, said};
 use super::clocks;
 use super::status::MANAGER;
-use crate::stage::chain;
 
 /// The API server takes no longer note.
 const MAX_NOTE: usize = 1024;
@@ -98,7 +97,7 @@ impl Events {
                 let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
                 let sent = tokio::time::timeout(REQUEST_WITHIN, api.create(&PostParams::default(), &event)).await;
                 if let Ok(Err(error)) = sent {
-                    tracing::warn!("an event could not be written: {}", chain(&error));
+                    tracing::warn!("an event could not be written: {}", said(&error));
                 }
             }
         });

@@ -20,10 +20,10 @@ pub(super) async fn add(api: &Api<NixOSHost>, object: &NixOSHost) -> Result<(), 
 /// Removes ours, if it is still where it was seen.
 pub(super) async fn remove(api: &Api<NixOSHost>, object: &NixOSHost) -> Result<(), Error> {
     let Some(index) = object.finalizers().iter().position(|finalizer| finalizer == FINALIZER) else { return Ok(()) };
-    let path = format!("/metadata/finalizers/{index}");
-    let patch = serde_json::json!([{"op": "test", "path": path, "value": FINALIZER}, {"op": "remove", "path": path}]);
-    let patch: Patch<()> = Patch::Json(serde_json::from_value(patch).map_err(Error::SerdeError)?);
-    match bounded(api.patch(&object.name_any(), &PatchParams::default(), &patch)).await {
+    let ours = format!("/metadata/finalizers/{index}");
+    let operations = serde_json::json!([{"op": "test", "path": ours, "value": FINALIZER}, {"op": "remove", "path": ours}]);
+    let removal: Patch<()> = Patch::Json(serde_json::from_value(operations).map_err(Error::SerdeError)?);
+    match bounded(api.patch(&object.name_any(), &PatchParams::default(), &removal)).await {
         Err(Error::Api(status)) if status.code == 404 => Ok(()),
         result => result,
     }

@@ -71,7 +71,9 @@ impl Hosts {
     /// Removes all but these: a list after an outage says nothing of what went away meanwhile.
     pub(super) fn keep(&self, keys: &std::collections::HashSet<Key>) {
         let lost: Vec<Key> = self.lock().keys().filter(|key| !keys.contains(*key)).cloned().collect();
-        lost.iter().for_each(|key| self.remove(key));
+        for key in &lost {
+            self.remove(key);
+        }
     }
 
     /// Begins a pass: the newest object, and a child of `parent` that a change will cancel.

@@ -28,7 +28,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::metrics::Metrics;
-use crate::stage::chain;
 use crate::world::{Limits, World, nix};
 use args::Args;
 use clients::{Clients, WATCH_SECONDS};
@@ -200,7 +199,7 @@ async fn one_pass(controller: &Arc<Controller>, object: &Arc<NixOSHost>, stored:
         }
         Some(Ok((Err(error), now))) => {
             *stored = now;
-            span.in_scope(|| tracing::warn!("speaking to Kubernetes: {}", chain(&error)));
+            span.in_scope(|| tracing::warn!("speaking to Kubernetes: {}", clients::said(&error)));
             ("kubernetes_error", None)
         }
         Some(Err(error)) => {

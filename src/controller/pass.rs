@@ -9,7 +9,7 @@ use nixos_host_api::{Class, FINALIZER, HostKeyPolicy, NixOSHost, REQUESTED_AT, R
 use tokio_util::sync::CancellationToken;
 
 use super::Controller;
-use super::clients::REQUEST_WITHIN;
+use super::clients::{REQUEST_WITHIN, said};
 use super::events::{Events, happened};
 use super::finalizer;
 use super::reporter::{Context, StatusReporter};
@@ -116,7 +116,7 @@ async fn work(
     let token = object.annotations().get(REQUESTED_AT);
     let retry = token.is_some() && token != before.last_handled_reconcile_at.as_ref();
     let mut pass = Pass { wish: &wish, world: &controller.world, reporter, cancel, retry, findings: std::mem::take(findings) };
-    let result = converge(&mut pass).await;
+    let result = Box::pin(converge(&mut pass)).await;
     *findings = pass.findings;
     match result {
         Ok(verdict) => Ok(State::Settled(verdict)),
@@ -190,7 +190,7 @@ async fn secret(controller: &Controller, namespace: &str, field: &str, name: &st
         Ok(Err(kube::Error::Api(status))) if status.code == 403 => {
             Err(failure(Reason::Forbidden, &format!("may not be read by the controller: {}", status.message)))
         }
-        Ok(Err(error)) => Err(failure(Reason::InternalError, &format!("could not be read: {}", chain(&error)))),
+        Ok(Err(error)) => Err(failure(Reason::InternalError, &format!("could not be read: {}", said(&error)))),
         Err(_) => Err(failure(Reason::InternalError, "could not be read: the API server did not answer")),
     }
 }

@@ -8,7 +8,7 @@ use kube::{Api, ResourceExt};
 use nixos_host_api::{NixOSHost, NixOSHostStatus};
 use tokio::sync::{Mutex, watch};
 
-use super::clients::REQUEST_WITHIN;
+use super::clients::{REQUEST_WITHIN, said};
 
 /// The field manager of everything that this controller writes.
 pub(super) const MANAGER: &str = "nixos-host-controller";
@@ -20,8 +20,8 @@ const PROGRESS: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub(super) enum WriteError {
     /// The API server refused, or could not be reached.
-    #[error("writing the status")]
-    Api(#[source] Box<kube::Error>),
+    #[error("writing the status: {}", said(.0))]
+    Api(Box<kube::Error>),
     /// The API server did not answer.
     #[error("writing the status: no answer within {} s", REQUEST_WITHIN.as_secs())]
     TimedOut,

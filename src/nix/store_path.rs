@@ -150,7 +150,11 @@ impl TryFrom<StorePath> for DrvPath {
     type Error = StorePathError;
 
     fn try_from(path: StorePath) -> Result<Self, Self::Error> {
-        if path.as_str().ends_with(".drv") { Ok(Self(path)) } else { Err(StorePathError::NotADerivation(path.into())) }
+        if path.name().rsplit_once('.').is_some_and(|(_, extension)| extension == "drv") {
+            Ok(Self(path))
+        } else {
+            Err(StorePathError::NotADerivation(path.into()))
+        }
     }
 }
 

@@ -72,12 +72,11 @@ pub fn unfinished<R>(pass: &mut Pass<'_, R>, observed: &Observed) {
     };
     tracing::info!(landing = %begun.id, "an earlier landing has ended");
     let key = pass.findings.records.get(Activate::NAME).map(|record| record.key.clone()).unwrap_or_default();
-    match &failure {
-        Some(failure) => pass.findings.records.failed(Activate::NAME, key, failure),
-        None => {
-            pass.findings.records.succeeded(Activate::NAME, key, begun.system.clone());
-            pass.findings.landed = begun.system.parse().ok();
-        }
+    if let Some(failure) = &failure {
+        pass.findings.records.failed(Activate::NAME, key, failure);
+    } else {
+        pass.findings.records.succeeded(Activate::NAME, key, begun.system.clone());
+        pass.findings.landed = begun.system.parse().ok();
     }
     pass.findings.ended.extend(ended(pass.wish, &begun, failure));
 }

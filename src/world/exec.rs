@@ -27,7 +27,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
 
 pub use confine::Confinement;
-pub use lines::LINE_LIMIT;
+pub use lines::{DROPPED, LINE_LIMIT};
 use lines::Lines;
 use tree::Tree;
 
@@ -204,7 +204,7 @@ impl Processes {
     }
 
     /// Runs `command` to its end. Each line of its standard error goes to `on_line` at once; a carriage return ends a
-    /// line too, and a line longer than [`LINE_LIMIT`] is dropped. Dropping the future ends the process as well.
+    /// line too, and [`DROPPED`] stands for one longer than [`LINE_LIMIT`]. Dropping the future ends the process as well.
     pub async fn run(&self, command: Command, mut on_line: impl FnMut(&str), cancel: &CancellationToken) -> Result<Finished, ExecError> {
         let program = command.program.clone();
         if cancel.is_cancelled() {

@@ -18,7 +18,8 @@ fn store(folder: &Path) -> Option<NixStore> {
         return None;
     };
     let home: OsString = folder.join("home").into();
-    let environment = vec![("HOME".into(), home), ("PATH".into(), path), ("NIX_CONFIG".into(), "build-users-group =\nsubstitute = false".into())];
+    let environment =
+        vec![("HOME".into(), home), ("PATH".into(), path), ("NIX_CONFIG".into(), "build-users-group =\nsubstitute = false".into())];
     Some(NixStore { program, arguments: vec!["--store".into(), folder.join("store").into()], environment })
 }
 

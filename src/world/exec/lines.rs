@@ -2,9 +2,12 @@
 
 use std::collections::VecDeque;
 
-/// Longest line that is looked at, in bytes; a longer one is dropped whole. An evaluation error with its trace is one
+/// Longest line that is looked at, in bytes; of a longer one only [`DROPPED`] is told. An evaluation error with its trace is one
 /// line of Nix's JSON log, and was seen to have 91 kB.
 pub const LINE_LIMIT: usize = 1 << 20;
+
+/// What stands for a line that was too long.
+pub const DROPPED: &str = "(a line longer than 1 MiB)";
 
 /// Bytes of the last lines that are remembered.
 const TAIL_LIMIT: usize = 64 << 10;
@@ -33,8 +36,9 @@ impl Lines {
     /// Ends the line that has begun.
     pub(super) fn finish(&mut self, on_line: &mut impl FnMut(&str)) {
         let partial = std::mem::take(&mut self.partial);
-        if !std::mem::take(&mut self.dropping) && !partial.is_empty() {
-            let line = String::from_utf8_lossy(&partial).into_owned();
+        let dropped = std::mem::take(&mut self.dropping);
+        if dropped || !partial.is_empty() {
+            let line = if dropped { DROPPED.to_owned() } else { String::from_utf8_lossy(&partial).into_owned() };
             on_line(&line);
             self.remember(line);
         }
@@ -87,10 +91,10 @@ mod tests {
     }
 
     #[test]
-    fn an_endless_line_is_dropped_and_the_next_one_read() {
+    fn an_endless_line_is_told_of_and_the_next_one_read() {
         let chunk = vec![b'x'; 300 << 10];
         let (seen, _) = split(&[&chunk, &chunk, &chunk, &chunk, b"x\nnext\n"]);
-        assert_eq!(seen, ["next"]);
+        assert_eq!(seen, [DROPPED, "next"]);
     }
 
     #[test]

@@ -84,11 +84,15 @@ async fn dropping_the_future_ends_the_process() {
     let (up, is_up) = tokio::sync::oneshot::channel();
     let mut up = Some(up);
     let cancel = CancellationToken::new();
-    let future = processes.run(shell(&format!("echo up >&2; sleep {mark}")), |_| {
-        if let Some(up) = up.take() {
-            up.send(()).unwrap();
-        }
-    }, &cancel);
+    let future = processes.run(
+        shell(&format!("echo up >&2; sleep {mark}")),
+        |_| {
+            if let Some(up) = up.take() {
+                up.send(()).unwrap();
+            }
+        },
+        &cancel,
+    );
     tokio::select! { _ = future => panic!("it ended"), _ = is_up => () }
     until_gone(mark).await;
     assert_eq!(processes.counts(), [Count { program: "sh".into(), started: 1, running: 0 }]);

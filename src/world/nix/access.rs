@@ -67,6 +67,14 @@ impl Access {
         Ok(access)
     }
 
+    /// The same without the netrc, for a process that runs a stranger's program: an inherited file in memory is beyond
+    /// Landlock, and `builtins.getFlake "file+file:///proc/self/fd/…"` is beyond Nix's restricted mode. The environment
+    /// and the agent are within their reach.
+    pub(super) fn without_netrc(self) -> Self {
+        let nix_config = self.nix_config.into_iter().filter(|line| !line.expose_secret().starts_with("netrc-file")).collect();
+        Self { netrc: None, nix_config, ..self }
+    }
+
     /// The variables that this adds to a process's environment.
     pub(super) fn environment(&self) -> Vec<(OsString, OsString)> {
         let plain = GIT_SETTINGS.iter().map(|&(name, value)| (name.to_owned(), value.to_owned()));

@@ -81,6 +81,7 @@ mod tests {
         let other = PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519).unwrap();
         assert!(client.add_identity(&other, &[]).await.is_err());
         assert!(client.remove_all_identities().await.is_err());
+        let mut client = AgentClient::connect_uds(agent.socket()).await.unwrap();
         assert_eq!(client.request_identities().await.unwrap().len(), 1);
         drop(agent);
         tokio::task::yield_now().await;

@@ -44,18 +44,16 @@ pub(super) type Settled = (String, Result<Derived, EvaluateError>);
 impl Batch {
     /// Evaluates `names`, and tells each result as soon as it is known.
     pub(super) async fn run(&self, names: Vec<String>, cancel: &CancellationToken, mut settle: impl FnMut(Settled)) {
-        if let Err(error) = self.fetch_first(cancel).await {
-            for name in names {
-                settle((name, Err(error.clone())));
-            }
-            return;
-        }
+        let missing = self.fetch_first(cancel).await.err();
         let mut groups = self.groups(&names);
         let mut running = FuturesUnordered::new();
         loop {
             running.extend(groups.drain(..).map(|group| self.group(group, cancel)));
             let Some((settled, again)) = running.next().await else { return };
-            settled.into_iter().for_each(&mut settle);
+            for (name, result) in settled {
+                // What was not fetched with credentials cannot be fetched without; that nobody needed does not matter.
+                settle((name, result.map_err(|error| missing.clone().filter(|_| matches!(error, EvaluateError::FetchFailed { .. })).unwrap_or(error))));
+            }
             groups.extend(again);
         }
     }
@@ -87,8 +85,7 @@ impl Batch {
         let driver = &self.driver;
         let ifd = driver.config.allow_import_from_derivation;
         let place = driver.place(self.credentials.as_ref()).map_err(|e| no_place(&e))?;
-        // What may build sees no credential: the inputs were fetched before.
-        let access = if ifd { Access::none() } else { self.access(&place).await? };
+        let access = if self.trusted() { self.access(&place).await?.without_netrc() } else { Access::none() };
         let nonce = hex(&rand::random::<[u8; 16]>());
         let (expression, uris) = (expression(&nonce, names), driver.allowed_uris());
         let target = format!("{}#.", self.flake.reference);
@@ -115,16 +112,25 @@ impl Batch {
         Ok(conclude(names, heard, finished.ending, &finished.stderr, limits))
     }
 
-    /// Where evaluations may build, and there are credentials: fetches all inputs, so that evaluating needs none.
+    /// Whether an evaluation may have credentials in its environment: it cannot build, and Landlock hides `/proc`.
+    fn trusted(&self) -> bool {
+        let config = &self.driver.config;
+        !config.allow_import_from_derivation && !config.allow_local_flakes && self.driver.processes.landlock()
+    }
+
+    /// Fetches all inputs, where evaluating is to go without a credential that may be needed for one of them.
     async fn fetch_first(&self, cancel: &CancellationToken) -> Result<(), EvaluateError> {
         let driver = &self.driver;
-        if !driver.config.allow_import_from_derivation || self.credentials.is_none() {
+        let Some(credentials) = &self.credentials else { return Ok(()) };
+        if self.trusted() && credentials.netrc.is_none() {
             return Ok(());
         }
         let place = driver.place(self.credentials.as_ref()).map_err(|e| no_place(&e))?;
         let access = self.access(&place).await?;
-        let args = ["flake", "archive", "--json", "--log-format", "internal-json"].into_iter().chain(OPTIONS).chain(NETWORK);
-        let command = driver.command(&driver.tools.nix, args.chain(["--", &self.flake.reference]), &place, &access);
+        let uris = driver.allowed_uris();
+        let args = ["flake", "archive", "--json", "--log-format", "internal-json"].into_iter().chain(OPTIONS).chain(NETWORK).chain(RESTRICT);
+        let args = args.chain(["--option", "allowed-uris", &uris, "--", &self.flake.reference]);
+        let command = driver.command(&driver.tools.nix, args, &place, &access);
         let time = driver.config.resolve_timeout;
         let command = Command { time, confinement: driver.confinement(&place), ..command };
         let mut heard = Heard::default();

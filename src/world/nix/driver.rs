@@ -19,7 +19,7 @@ use super::access::Access;
 use super::counters::Tally;
 use super::roots::Roots;
 use super::store::StoreQueryError;
-use super::tools::Tools;
+use super::tools::{Environment, Tools};
 use super::{Credentials, NixConfig};
 use crate::nix::StorePath;
 use crate::world::exec::{Command, Confinement, Ending, ExecError, Processes};
@@ -152,7 +152,7 @@ impl Place {
 }
 
 impl Driver {
-    pub(super) async fn start(config: NixConfig, processes: Processes) -> Result<Self, StartError> {
+    pub(super) async fn start(config: NixConfig, processes: Processes, ours: &Environment) -> Result<Self, StartError> {
         let dir = &config.data_dir;
         // Its name becomes part of GIT_SSH_COMMAND, which git hands to a shell, and of a socket's, which has 108 bytes.
         let plain = |text: &str| text.len() <= 80 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+=,-/".contains(&b));
@@ -160,7 +160,7 @@ impl Driver {
             return Err(StartError::DataDirName { path: dir.clone() });
         }
         let salt = prepare(dir).map_err(|source| StartError::DataDir { path: dir.clone(), source })?;
-        let tools = Tools::find(&processes).await?;
+        let tools = Tools::find(&processes, ours).await?;
         let at_once = (config.evaluate_memory / EVALUATION).clamp(1, u64::try_from(config.evaluations).unwrap_or(1).max(1));
         Ok(Self {
             evaluating: Semaphore::new(usize::try_from(at_once).unwrap_or(1)),
@@ -244,7 +244,7 @@ impl Driver {
         if self.config.sandbox || self.tools.builders {
             return None;
         }
-        let system = SYSTEM_FILES.iter().chain(&["/proc", "/sys"]).map(PathBuf::from);
+        let system = SYSTEM_FILES.iter().map(PathBuf::from);
         let read = system.chain(self.tools.needs.iter().chain(&self.config.readable).cloned()).chain(self.settings()).collect();
         let write = ["/nix", "/dev", "/tmp", "/var/tmp"].map(PathBuf::from).into_iter().chain([place.path().to_owned()]).collect();
         Some(Arc::new(Confinement { read, write }))

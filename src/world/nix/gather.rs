@@ -130,9 +130,11 @@ mod tests {
             (),
             send,
             || async {},
-            |(), group: Vec<oneshot::Sender<()>>| async { for reply in group {
- reply.send(()).unwrap();
- } },
+            |(), group: Vec<oneshot::Sender<()>>| async {
+                for reply in group {
+                    reply.send(()).unwrap();
+                }
+            },
         );
         assert!(receive.await.is_ok());
     }

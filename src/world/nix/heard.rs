@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::expression::{Report, report};
 use super::log::{Error, Event, Own, parse};
 use super::message::clean;
+use crate::world::exec::DROPPED;
 
 /// Characters of a version or a name that are kept.
 const WORD_LIMIT: usize = 200;
@@ -21,6 +22,8 @@ pub(super) struct Heard {
     pub(super) told: BTreeMap<String, Told>,
     /// The error that ended the process.
     pub(super) error: Option<Error>,
+    /// Its error, or something else that it said, was too long to be read.
+    pub(super) dropped: bool,
     /// What the flake's own files are called.
     pub(super) own: Own,
 }
@@ -54,6 +57,7 @@ impl Heard {
 
     /// The next line of its standard error.
     pub(super) fn line(&mut self, line: &str) {
+        self.dropped |= line == DROPPED;
         match parse(line) {
             // Of several errors the last ends the process; those before it belong to builds.
             Some(Event::Error(error)) => self.error = Some(error),

@@ -105,8 +105,8 @@ pub(super) fn parse(line: &str) -> Option<Event> {
         "start" => Some(Event::Start { id: raw.id, kind: raw.kind, fields: raw.fields }),
         "stop" => Some(Event::Stop { id: raw.id }),
         "result" => Some(Event::Result { id: raw.id, kind: raw.kind, fields: raw.fields }),
-        // Both have level 0; only errors have a raw message.
-        "msg" if raw.level == 0 && raw.error.raw_msg.is_some() => Some(Event::Error(raw.error)),
+        // Both have level 0. Errors have a raw message, but for the last words of a process out of memory.
+        "msg" if raw.level == 0 && (raw.error.raw_msg.is_some() || clean(&raw.error.msg, MESSAGE_LIMIT).starts_with("error:")) => Some(Event::Error(raw.error)),
         "msg" if raw.level == 0 => Some(Event::Message(raw.error.msg)),
         _ => None,
     }
@@ -124,6 +124,7 @@ impl Error {
     /// The message for people: clean, and without the advice of several paragraphs that nixpkgs adds to some.
     pub(super) fn text(&self) -> String {
         let text = clean(self.raw_msg.as_deref().unwrap_or(&self.msg), MESSAGE_LIMIT);
+        let text = text.strip_prefix("error:").map_or(text.as_str(), str::trim_start).to_owned();
         match text.split_once("\n\n") {
             Some((first, _)) if first.contains("refusing to evaluate") => first.to_owned(),
             _ => text,
@@ -208,6 +209,7 @@ mod tests {
         {
             assert_eq!(parse(line), None, "{line}");
         }
+        assert_eq!(error(r#"@nix {"action":"msg","level":0,"msg":"\u001b[31;1merror:\u001b[0m out of memory"}"#).text(), "out of memory");
         assert_eq!(parse(r#"@nix {"action":"msg","level":0,"msg":"trace: x"}"#), Some(Event::Message("trace: x".into())));
         let start = r#"@nix {"action":"start","id":7,"level":3,"parent":0,"text":"","type":105,"fields":["a",1],"new":{}}"#;
         assert_eq!(parse(start), Some(Event::Start { id: 7, kind: 105, fields: vec!["a".into(), 1.into()] }));

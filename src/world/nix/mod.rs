@@ -59,6 +59,7 @@ use build::Builds;
 use driver::Driver;
 use evaluate::Evaluations;
 use resolve::Resolver;
+use tools::Environment;
 
 /// How Nix is driven.
 #[derive(Clone)]
@@ -143,7 +144,12 @@ pub struct Nix {
 impl Nix {
     /// Finds nix, nix-store, git and ssh on PATH, asks Nix what it can build, and prepares the data directory.
     pub async fn start(config: NixConfig, processes: Processes) -> Result<Self, StartError> {
-        let driver = Arc::new(Driver::start(config, processes).await?);
+        Self::start_with(config, processes, &std::env::vars_os().collect()).await
+    }
+
+    /// The same, with this for the controller's own environment.
+    async fn start_with(config: NixConfig, processes: Processes, ours: &Environment) -> Result<Self, StartError> {
+        let driver = Arc::new(Driver::start(config, processes, ours).await?);
         Ok(Self {
             resolver: Arc::new(Resolver::new(Arc::clone(&driver))),
             evaluations: Arc::new(Evaluations::new(Arc::clone(&driver))),

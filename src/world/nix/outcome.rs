@@ -88,13 +88,18 @@ fn failure(heard: &Heard, ending: Ending, stderr: &[String], limits: Limits, in_
         }
         Ending::Exited(_) | Ending::Killed(_) => (),
     }
+    if message.is_empty() && heard.dropped {
+        // The trace of any other error is far shorter: 91 kB was the longest one seen.
+        let message = "endless recursion: the trace of the error is longer than 1 MiB".to_owned();
+        return if in_host { EvaluateError::Failed { message, position: None } } else { EvaluateError::FlakeBroken { message, position: None } };
+    }
     if message.is_empty() {
         return EvaluateError::Other { message: format!("Nix ended ({ending:?}) without saying why: {}", git_says(stderr)) };
     }
     let position = heard.error.as_ref().and_then(|error| error.position(&heard.own));
     if says(&["allow-import-from-derivation"]) {
         EvaluateError::ImportFromDerivation { message }
-    } else if says(&["forbidden in restricted mode", "in pure evaluation mode", "in pure eval mode"]) {
+    } else if says(&["forbidden in restricted mode", "in pure evaluation mode", "in pure eval mode", "Permission denied"]) {
         EvaluateError::Forbidden { message }
     } else if says(&[
         "unable to download",
@@ -111,7 +116,6 @@ fn failure(heard: &Heard, ending: Ending, stderr: &[String], limits: Limits, in_
         EvaluateError::FetchFailed { message }
     } else if says(&[
         "No space left on device",
-        "Permission denied",
         "database is locked",
         "Too many open files",
         "interrupted by the user",

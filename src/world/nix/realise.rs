@@ -54,7 +54,9 @@ pub(super) async fn realise(driver: &Driver, mut orders: Vec<Order>) {
     };
     let args = arguments(driver, time, &orders);
     let confinement = driver.build_confinement(&place);
-    let command = Command { confinement, time, ..driver.command(&driver.tools.nix_store, args, &place, &Access::none()) };
+    let command = Command { confinement, ..driver.command(&driver.tools.nix_store, args, &place, &Access::none()) };
+    // Each order's own time is looked at by the clock; this is for the process if nobody looks any more.
+    let command = Command { time: time + TICK * 10, ..command };
     let (watcher, cancel) = (Mutex::new(Watcher::default()), CancellationToken::new());
     let began = driver.config.clock.now();
     let counted = driver.tally.builds.begin();

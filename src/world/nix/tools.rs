@@ -1,7 +1,7 @@
 //! The programs that are driven: where they are, which version, and what they can build.
 
-use std::collections::BTreeSet;
-use std::ffi::OsString;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -30,6 +30,9 @@ const HANDED_ON: [&str; 14] = [
     "NO_PROXY",
 ];
 
+/// The environment of the controller itself.
+pub(super) type Environment = BTreeMap<OsString, OsString>;
+
 /// How long a program may take to say what it is.
 const PROBE: Duration = Duration::from_secs(20);
 
@@ -55,11 +58,11 @@ pub(super) struct Tools {
 
 impl Tools {
     /// Finds the programs on PATH and asks Nix about itself.
-    pub(super) async fn find(processes: &Processes) -> Result<Self, StartError> {
-        let path = std::env::var_os("PATH").unwrap_or_default();
+    pub(super) async fn find(processes: &Processes, ours: &Environment) -> Result<Self, StartError> {
+        let path = ours.get(OsStr::new("PATH")).cloned().unwrap_or_default();
         let find = |name: &'static str| find(name, &path).ok_or_else(|| StartError::Missing { program: name, path: path.clone() });
         let (nix, nix_store, git, ssh) = (find("nix")?, find("nix-store")?, find("git")?, find("ssh")?);
-        let set = |name: &&str| std::env::var_os(name).map(|value| (OsString::from(name), value));
+        let set = |name: &&str| ours.get(OsStr::new(name)).map(|value| (OsString::from(name), value.clone()));
         let environment: Vec<_> = HANDED_ON.iter().filter_map(set).collect();
         let ask = async |args: &[&str]| {
             let env = environment.iter().cloned().chain([("PATH".into(), path.clone()), ("HOME".into(), "/".into())]).collect();

@@ -1,0 +1,212 @@
+//! The controller under test, as a process.
+
+pub mod executions;
+
+use std::{
+    collections::BTreeMap,
+    io::{Read, Write},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    sync::{Mutex, MutexGuard},
+    time::Duration,
+};
+
+use rustix::process::Signal;
+
+use self::executions::Executions;
+use crate::{
+    flake::server::authority,
+    process::{Daemon, mortal},
+    wait::until_true,
+    world::{free_port, fresh_directory},
+};
+
+/// How a controller is started.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Namespaces that it watches; all when empty.
+    pub namespace: Option<String>,
+    /// `--allow-local-flakes`.
+    pub allow_local_flakes: bool,
+    /// Whether the programs that it starts are counted; costs a shell for each.
+    pub count_executions: bool,
+    /// More arguments.
+    pub arguments: Vec<String>,
+    /// More environment.
+    pub environment: BTreeMap<String, String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { namespace: None, allow_local_flakes: true, count_executions: true, arguments: Vec::new(), environment: BTreeMap::new() }
+    }
+}
+
+/// A controller: started, killed and started again on the same data directory.
+pub struct Controller {
+    directory: PathBuf,
+    kubeconfig: PathBuf,
+    options: Options,
+    metrics_port: u16,
+    health_port: u16,
+    executions: Executions,
+    daemon: Mutex<Option<Daemon>>,
+}
+
+impl Controller {
+    /// Starts it; [`Controller::ready`] waits for `/readyz`.
+    pub fn start(kubeconfig: &Path, options: Options) -> Self {
+        let (number, directory) = fresh_directory("controllers");
+        let controller = Self {
+            kubeconfig: kubeconfig.to_owned(),
+            metrics_port: free_port(),
+            health_port: free_port(),
+            executions: Executions::install(number),
+            daemon: Mutex::default(),
+            directory,
+            options,
+        };
+        controller.start_again();
+        controller
+    }
+
+    /// Starts it again after it was killed or has ended.
+    pub fn start_again(&self) {
+        let mut command = mortal(binary());
+        command.arg("--data-dir").arg(self.data_directory());
+        command.arg("--metrics-addr").arg(format!("127.0.0.1:{}", self.metrics_port));
+        command.arg("--health-addr").arg(format!("127.0.0.1:{}", self.health_port));
+        if let Some(namespace) = &self.options.namespace {
+            command.args(["--namespace", namespace]);
+        }
+        if self.options.allow_local_flakes {
+            command.arg("--allow-local-flakes");
+        }
+        command.args(&self.options.arguments).env("KUBECONFIG", &self.kubeconfig);
+        for variable in ["SSL_CERT_FILE", "NIX_SSL_CERT_FILE", "GIT_SSL_CAINFO"] {
+            command.env(variable, authority());
+        }
+        if self.options.count_executions {
+            command.env("PATH", self.executions.path());
+        }
+        command.envs(&self.options.environment);
+        *self.locked() = Some(Daemon::start("nixos-host-controller", command, &self.log_file()));
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Option<Daemon>> {
+        self.daemon.lock().expect("no test panics with the lock held")
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&Daemon) -> T) -> T {
+        act(self.locked().as_ref().expect("the controller was started"))
+    }
+
+    /// Waits until `/readyz` says so.
+    pub async fn ready(&self) {
+        until_true("the controller to be ready", Duration::from_secs(30), || {
+            assert!(self.with(Daemon::ended).is_none(), "the controller has ended:\n{}", self.log());
+            self.health("readyz").is_some_and(|(status, _)| status == 200)
+        })
+        .await;
+    }
+
+    /// `/livez` or `/readyz`: status and body, `None` when nobody answers.
+    pub fn health(&self, path: &str) -> Option<(u16, String)> {
+        http_get(self.health_port, path)
+    }
+
+    /// `/metrics`.
+    pub fn metrics(&self) -> String {
+        let (status, body) = http_get(self.metrics_port, "metrics").expect("the controller does not answer on its metrics port");
+        assert_eq!(status, 200, "/metrics said {status}: {body}");
+        body
+    }
+
+    /// The sum of a metric's samples whose labels contain all the given texts (`stage="Build"`).
+    pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        let metrics = self.metrics();
+        let samples = metrics.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+        samples
+            .filter(|line| labels.iter().all(|label| line.contains(label)))
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    }
+
+    /// SIGKILL.
+    pub fn kill(&self) {
+        self.with(Daemon::kill);
+    }
+
+    /// SIGTERM: how it ended and after how long; panics past `limit`.
+    pub fn terminate(&self, limit: Duration) -> (ExitStatus, Duration) {
+        self.with(|daemon| daemon.terminate(limit))
+    }
+
+    /// SIGSTOP: it is there and does nothing, until [`Controller::thaw`].
+    pub fn freeze(&self) {
+        self.with(|daemon| daemon.signal(Signal::STOP));
+    }
+
+    /// The end of [`Controller::freeze`].
+    pub fn thaw(&self) {
+        self.with(|daemon| daemon.signal(Signal::CONT));
+    }
+
+    /// How it has ended, if it has.
+    pub fn ended(&self) -> Option<ExitStatus> {
+        self.with(Daemon::ended)
+    }
+
+    /// Its process id, while it runs.
+    pub fn pid(&self) -> i32 {
+        self.with(Daemon::pid).as_raw_nonzero().get()
+    }
+
+    /// The most memory that it has had resident since it started, in KiB.
+    pub fn peak_memory_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the controller runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the kernel says VmHWM");
+        line.trim().trim_end_matches(" kB").parse().expect("VmHWM is a number")
+    }
+
+    /// The programs that it has started.
+    pub fn executions(&self) -> &Executions {
+        &self.executions
+    }
+
+    /// Its data directory.
+    pub fn data_directory(&self) -> PathBuf {
+        self.directory.join("data")
+    }
+
+    /// All that it has logged, over all its starts.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.directory.join("log")
+    }
+}
+
+/// The binary under test: `NHC_CONTROLLER`, or the one beside the test binary (`target/debug/deps/TEST` → `target/debug`).
+fn binary() -> PathBuf {
+    if let Some(binary) = std::env::var_os("NHC_CONTROLLER") {
+        return binary.into();
+    }
+    let test = std::env::current_exe().expect("a process knows its binary");
+    let found = test.ancestors().map(|directory| directory.join("nixos-host-controller")).find(|binary| binary.is_file());
+    found.unwrap_or_else(|| panic!("no nixos-host-controller above {}: build it, or name it in NHC_CONTROLLER", test.display()))
+}
+
+/// One HTTP/1.0 request to loopback.
+fn http_get(port: u16, path: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+    stream.write_all(format!("GET /{path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+}

@@ -1,0 +1,184 @@
+//! Each attack of the table in `research/nix-driving.md`, section 3, against the real evaluator: nothing leaks.
+
+use super::world::{evaluate, flake, nix_string, resolve, run};
+use super::*;
+
+/// New in each run: what an earlier one let into the store is not this one's.
+fn new_secret() -> String {
+    format!("secret{:032x}", rand::random::<u128>())
+}
+
+/// The files in the store that hold the secret.
+fn in_store(secret: &str) -> String {
+    run("sh", &["-c", &format!("grep -rls {secret} /nix/store || true")])
+}
+
+/// A host that shows what an expression gives, in its error.
+fn shows(expression: &str) -> String {
+    format!(r#"{{ config.system.build.toplevel = throw "LEAK ${{toString ({expression})}}"; }}"#)
+}
+
+#[tokio::test]
+#[ignore = "needs nix, git and a store to write"]
+async fn no_expression_reads_the_controllers_files() {
+    let (world, secret) = (World::new(), new_secret());
+    let dir = world.path().join("secrets");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("token"), &secret).unwrap();
+    std::fs::write(dir.join("flake.nix"), format!("{{ outputs = _: {{ x = \"{secret}\"; }}; }}")).unwrap();
+    let (dir, token) = (dir.to_str().unwrap().to_owned(), format!("{}/token", dir.display()));
+    let flat = run("nix-hash", &["--type", "sha256", "--flat", "--sri", &token]);
+    let recursive = run("nix-hash", &["--type", "sha256", "--sri", &dir]);
+    let one = run("nix-hash", &["--type", "sha256", "--sri", &token]);
+    let wrong = "sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
+    let local = world.commit("local", &[("token", &secret)]);
+    let repository = world.path().join("repositories/local").display().to_string();
+    let login = format!("machine localhost login bot password {secret}");
+    let netrc = { let file = world.path().join("netrc"); std::fs::write(&file, &login).unwrap(); file.display().to_string() };
+    let (netrc_flat, netrc_nar) = (run("nix-hash", &["--type", "sha256", "--flat", "--sri", &netrc]), run("nix-hash", &["--type", "sha256", "--sri", &netrc]));
+    let mut attacks: Vec<String> = vec![
+        format!("builtins.readFile \"{token}\""),
+        format!("builtins.readFile (/. + \"{token}\")"),
+        "builtins.readFile /proc/self/environ".into(),
+        "builtins.getEnv \"NIX_CONFIG\"".into(),
+        format!("builtins.readFile (./. + \"/../../../..{token}\")"),
+        "builtins.readFile ./link".into(),
+        format!("import \"{token}\""),
+        format!("builtins.readDir \"{dir}\""),
+        format!("builtins.readFile (builtins.path {{ path = \"{token}\"; }})"),
+        format!("builtins.storePath \"{token}\""),
+        format!("builtins.readFile (builtins.filterSource (_: _: true) \"{token}\")"),
+        "builtins.exec [ \"/bin/cat\" \"/etc/passwd\" ]".into(),
+    ];
+    for hash in [&one, wrong] {
+        attacks.push(format!("builtins.readFile (builtins.path {{ path = \"{token}\"; sha256 = \"{hash}\"; }})"));
+        attacks.push(format!("builtins.readFile (builtins.fetchTree {{ type = \"path\"; path = \"{token}\"; narHash = \"{hash}\"; }})"));
+        attacks.push(format!("builtins.readFile (builtins.fetchTree {{ type = \"file\"; url = \"file://{token}\"; narHash = \"{hash}\"; }})"));
+    }
+    for hash in [&flat, wrong] {
+        attacks.push(format!("builtins.readFile (builtins.fetchurl {{ url = \"file://{token}\"; sha256 = \"{hash}\"; }})"));
+    }
+    for hash in [&recursive, wrong] {
+        attacks.push(format!("builtins.readFile ((builtins.fetchTree {{ type = \"path\"; path = \"{dir}\"; narHash = \"{hash}\"; }}) + \"/token\")"));
+        attacks.push(format!("(builtins.getFlake \"path:{dir}?narHash=\" + builtins.replaceStrings [ \"+\" \"/\" \"=\" ] [ \"%2B\" \"%2F\" \"%3D\" ] \"{hash}\").x"));
+        let encoded = hash.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");
+        attacks.push(format!("(builtins.getFlake \"path:{dir}?narHash={encoded}\").x"));
+    }
+    attacks.extend([
+        format!("builtins.readFile ((builtins.fetchGit {{ url = \"{repository}\"; rev = \"{local}\"; }}) + \"/token\")"),
+        format!("builtins.readFile ((builtins.fetchGit {{ url = \"file://{repository}\"; rev = \"{local}\"; }}) + \"/token\")"),
+        format!("builtins.readFile ((builtins.fetchTree {{ type = \"git\"; url = \"file://{repository}\"; rev = \"{local}\"; }}) + \"/token\")"),
+        format!("builtins.readFile ((builtins.getFlake \"git+file://{repository}?rev={local}\") + \"/token\")"),
+        "builtins.fetchGit { url = \"ext::sh -c touch% /tmp/nhc-owned\"; rev = \"0123456789012345678901234567890123456789\"; }".into(),
+        "builtins.fetchGit { url = \"ssh://-oProxyCommand=touch%20/tmp/nhc-owned/x\"; rev = \"0123456789012345678901234567890123456789\"; }".into(),
+    ]);
+    // The netrc that the process itself was given.
+    for path in ["/proc/self/fd/9", "/dev/fd/9", &format!("/proc/{}/fd/9", std::process::id())] {
+        for hash in [&netrc_flat, &netrc_nar, wrong] {
+            let encoded = hash.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");
+            attacks.push(format!("builtins.readFile (builtins.fetchurl {{ url = \"file://{path}\"; sha256 = \"{hash}\"; }})"));
+            attacks.push(format!("builtins.readFile (builtins.fetchTree {{ type = \"path\"; path = \"{path}\"; narHash = \"{hash}\"; }})"));
+            attacks.push(format!("builtins.readFile (builtins.getFlake \"path:{path}?narHash={encoded}\").outPath"));
+            attacks.push(format!("builtins.readFile (builtins.getFlake \"file+file://{path}?narHash={encoded}\").outPath"));
+        }
+    }
+    let hosts: Vec<(String, String)> = attacks.iter().enumerate().map(|(i, attack)| (format!("a{i}"), shows(attack))).collect();
+    let hosts: Vec<(&str, &str)> = hosts.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let link = format!("-> {token}");
+    world.commit("evil", &[("flake.nix", &flake(&hosts)), ("link", &link)]);
+    let nix = world.nix().await;
+    assert!(nix.confined(), "this test needs Landlock");
+    let credentials = super::world::credentials(&[("netrc", &login)]);
+    let locked = resolve(&nix, &world.flake("evil"), Some(Arc::clone(&credentials))).await.unwrap();
+    let cancel = super::world::never();
+    let one = |name: String| nix.evaluate(Evaluate { flake: locked.clone(), attribute: name, credentials: Some(Arc::clone(&credentials)), retry: false }, &cancel);
+    let results = futures::future::join_all((0..attacks.len()).map(|i| one(format!("a{i}")))).await;
+    let mut leaks = Vec::new();
+    for (attack, result) in attacks.iter().zip(results) {
+        let error = result.expect_err(attack);
+        let text = format!("{error}");
+        println!("{attack}\n    {text}");
+        let told = [&secret, &flat, &recursive, &netrc_flat, &netrc_nar].iter().any(|secret| text.contains(*secret) && !attack.contains(*secret));
+        if told || text.contains(&secret) || text.contains("root:x:0") || text.contains("LEAK") && !text.starts_with("LEAK (at ") {
+            leaks.push(format!("{attack}: {text}"));
+        }
+    }
+    assert!(leaks.is_empty(), "{leaks:#?}");
+    assert!(!std::path::Path::new("/tmp/nhc-owned").exists());
+    assert_eq!(in_store(&secret), "", "a secret came into the store");
+}
+
+#[tokio::test]
+#[ignore = "needs nix, git and a store to write"]
+async fn no_lock_file_leads_to_the_controllers_files() {
+    let (world, secret) = (World::new(), new_secret());
+    let dir = world.path().join("secrets");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("token"), &secret).unwrap();
+    let hash = run("nix-hash", &["--type", "sha256", "--sri", dir.to_str().unwrap()]);
+    let rev = world.commit("local", &[("token", &secret)]);
+    let nix = world.nix().await;
+    let text = r#"{ inputs.x = { url = "github:a/b"; flake = false; }; outputs = { self, x }: { nixosConfigurations.web.config.system.build.toplevel = throw (builtins.readFile (x + "/token")); }; }"#;
+    let local = world.path().join("repositories/local");
+    for (number, node) in [
+        format!(r#"{{"type":"path","path":"{}","narHash":"{hash}","lastModified":1}}"#, dir.display()),
+        format!(r#"{{"type":"tarball","url":"file://{}/x.tar.gz","narHash":"{hash}","lastModified":1}}"#, dir.display()),
+        format!(r#"{{"type":"file","url":"file://{}/token","narHash":"{hash}","lastModified":1}}"#, dir.display()),
+        format!(r#"{{"type":"git","url":"file://{}","rev":"{rev}","narHash":"{hash}","lastModified":1,"revCount":1}}"#, local.display()),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let lock = format!(r#"{{"nodes":{{"root":{{"inputs":{{"x":"x"}}}},"x":{{"flake":false,"original":{{"type":"github","owner":"a","repo":"b"}},"locked":{node}}}}},"root":"root","version":7}}"#);
+        let repository = format!("evil{number}");
+        world.commit(&repository, &[("flake.nix", text), ("flake.lock", &lock)]);
+        let error = resolve(&nix, &world.flake(&repository), None).await.unwrap_err();
+        println!("{node}\n    {error}");
+        assert!(matches!(error, ResolveError::ForbiddenInput { .. }), "{error:?}");
+        assert!(!error.to_string().contains(&secret));
+    }
+    // No lock file: Nix would fetch the input before it says so. The process has a netrc to be read.
+    let login = super::world::credentials(&[("netrc", &format!("machine localhost login bot password {secret}"))]);
+    for (number, url) in ["file+file:///proc/self/fd/9".to_owned(), format!("path:{}", dir.display()), format!("git+file://{}", local.display())].iter().enumerate() {
+        let repository = format!("unlocked{number}");
+        let text = format!("{{ inputs.x = {{ url = \"{url}\"; flake = false; }}; outputs = {{ self, x }}: {{ }}; }}");
+        world.commit(&repository, &[("flake.nix", &text)]);
+        let error = resolve(&nix, &world.flake(&repository), Some(Arc::clone(&login))).await.unwrap_err();
+        println!("{url}\n    {error:?}");
+        assert!(!error.to_string().contains("sha256-") && !error.to_string().contains(&secret));
+    }
+    assert_eq!(in_store(&secret), "", "a secret came into the store");
+}
+
+#[tokio::test]
+#[ignore = "needs nix, git and a store to write"]
+async fn neither_submodules_nor_settings_of_the_flake_get_anywhere() {
+    let (world, secret) = (World::new(), new_secret());
+    world.commit("local", &[("token", &secret)]);
+    let local = world.path().join("repositories/local").display().to_string();
+    let hook = world.path().join("hook");
+    std::fs::write(&hook, format!("#!/bin/sh\ntouch {}/owned\n", world.path().display())).unwrap();
+    run("chmod", &["+x", hook.to_str().unwrap()]);
+    let text = format!(
+        r#"{{ nixConfig.post-build-hook = {}; nixConfig.allow-import-from-derivation = true; nixConfig.restrict-eval = false; inputs.self.submodules = true;
+             outputs = {{ self }}: {{ nixosConfigurations.web = {}; nixosConfigurations.ok = {}; }}; }}"#,
+        nix_string(hook.to_str().unwrap()),
+        shows("builtins.readFile ./sub/token"),
+        super::world::host("echo > $out")
+    );
+    world.commit("evil", &[("flake.nix", &text)]);
+    world.git("evil", &["-c", "protocol.file.allow=always", "submodule", "--quiet", "add", &local, "sub"]);
+    world.git("evil", &["commit", "-q", "-m", "sub"]);
+    let nix = world.nix().await;
+    match resolve(&nix, &world.flake("evil"), None).await {
+        Err(error) => println!("{error}"),
+        Ok(locked) => {
+            for name in ["web", "ok"] {
+                let result = evaluate(&nix, &locked, name).await;
+                println!("{name}: {result:?}");
+                assert!(!format!("{result:?}").contains(&secret));
+            }
+        }
+    }
+    assert!(!world.path().join("owned").exists());
+}

@@ -1,0 +1,146 @@
+use super::world::{evaluate, flake, host, never, resolve, seconds};
+use super::*;
+
+fn request(evaluated: &Evaluated, name: &str) -> Build {
+    Build {
+        drv: evaluated.drv.clone(),
+        out: evaluated.out.clone(),
+        system: evaluated.system.clone(),
+        timeout: seconds(60),
+        root: RootName::new("test", name).unwrap(),
+    }
+}
+
+async fn build(nix: &Nix, request: Build) -> Result<StorePath, BuildError> {
+    nix.build(request, &watch::channel(BuildProgress::default()).0, &never()).await
+}
+
+/// Text that no earlier run has built.
+fn unique() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
+#[tokio::test]
+#[ignore = "needs nix, git and a store to write"]
+async fn builds_that_come_together_are_one_process_and_who_fails_fails_alone() {
+    let world = World::new();
+    let mark = unique();
+    let good = host(&format!("echo {mark} > $out"));
+    let bad = host(&format!("echo {mark}; for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22; do echo line $i; done; exit 7"));
+    let needs = r#"{ config.system.build.toplevel = let dep = derivation { name = "dep"; system = "x86_64-linux"; builder = "/bin/sh"; args = [ "-c" "echo MARK dep; exit 3" ]; };
+      in derivation { name = "nixos-system"; system = "x86_64-linux"; builder = "/bin/sh"; args = [ "-c" "echo ${dep} > $out" ]; }; }"#.replace("MARK", &mark);
+    let wrong = r#"{ config.system.build.toplevel = derivation { name = "x"; system = "riscv64-linux"; builder = "/bin/sh"; }; }"#;
+    let fixed = format!(
+        r#"{{ config.system.build.toplevel = derivation {{ name = "fixed-{mark}"; system = "x86_64-linux"; builder = "/bin/sh"; args = [ "-c" "echo x > $out" ]; outputHash = "sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="; outputHashMode = "flat"; }}; }}"#
+    );
+    world.commit("infra", &[("flake.nix", &flake(&[("good", &good), ("bad", &bad), ("needs", &needs), ("wrong", wrong), ("fixed", &fixed)]))]);
+    let nix = world.nix().await;
+    let locked = resolve(&nix, &world.flake("infra"), None).await.unwrap();
+    let names = ["good", "bad", "needs", "wrong", "fixed", "good"];
+    let evaluated = futures::future::try_join_all(names.map(|name| evaluate(&nix, &locked, name))).await.unwrap();
+    let requests = names.iter().zip(&evaluated).enumerate().map(|(i, (name, evaluated))| build(&nix, request(evaluated, &format!("{name}{i}"))));
+    let [good, bad, needs, wrong, fixed, twin]: [_; 6] = futures::future::join_all(requests).await.try_into().unwrap();
+    assert_eq!(good.unwrap(), evaluated[0].out);
+    assert_eq!(twin.unwrap(), evaluated[0].out);
+    let Err(BuildError::BuilderFailed { drv, log, message }) = bad else { panic!("{bad:?}") };
+    assert_eq!((drv.as_str(), log.len(), log.last().unwrap().as_str()), ("nixos-system", 20, "line 22"), "{message}");
+    let Err(BuildError::BuilderFailed { drv, log, .. }) = needs else { panic!("{needs:?}") };
+    assert_eq!((drv.as_str(), log), ("dep", vec![format!("{mark} dep")]));
+    assert!(matches!(wrong, Err(BuildError::WrongSystem { system, .. }) if system == "riscv64-linux"));
+    assert!(matches!(&fixed, Err(BuildError::HashMismatch { .. })), "{fixed:?}");
+    // Each asks the store first, by a process here: not all come in one window.
+    let builds = nix.counters().builds;
+    assert!(builds <= 3, "{builds}");
+    // Roots: what was built is kept, what was not is not, and dropping a host drops all of it.
+    let root = RootName::new("test", "good0").unwrap();
+    let kept: Vec<_> = nix.roots().list().unwrap().into_iter().filter(|(name, ..)| *name == root).map(|(_, kind, _)| kind).collect();
+    assert_eq!(kept, [RootKind::Drv, RootKind::System]);
+    assert!(super::world::run("nix-store", &["--gc", "--print-roots"]).contains(evaluated[0].out.as_str()));
+    // What is built already starts no process but the question.
+    build(&nix, request(&evaluated[0], "good0")).await.unwrap();
+    assert_eq!(nix.counters().builds, builds);
+    for (name, ..) in nix.roots().list().unwrap() {
+        nix.roots().drop_all(&name).unwrap();
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs nix, git and a store to write"]
+async fn progress_is_told_and_a_build_out_of_time_is_ended_with_its_log() {
+    let world = World::new();
+    let mark = unique();
+    let slow = host(&format!("echo {mark} waits; while true; do :; done"));
+    world.commit("infra", &[("flake.nix", &flake(&[("slow", &slow)]))]);
+    let nix = world.nix().await;
+    let locked = resolve(&nix, &world.flake("infra"), None).await.unwrap();
+    let evaluated = evaluate(&nix, &locked, "slow").await.unwrap();
+    let (sender, receiver) = watch::channel(BuildProgress::default());
+    let error = nix.build(Build { timeout: seconds(2), ..request(&evaluated, "slow") }, &sender, &never()).await.unwrap_err();
+    let BuildError::TimedOut { seconds: 2, drv, log } = error else { panic!("{error:?}") };
+    assert_eq!((drv.as_deref(), log), (Some("nixos-system"), vec![format!("{mark} waits")]));
+    let told = receiver.borrow().clone();
+    assert_eq!((told.done, told.expected, told.running.len()), (0, 1, 1), "{told:?}");
+    assert_eq!(told.running[0].name, "nixos-system");
+    let cancel = never();
+    let begun = async {
+        while nix.counters().building == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        cancel.cancel();
+    };
+    let (cancelled, ()) = tokio::join!(nix.build(request(&evaluated, "slow"), &sender, &cancel), begun);
+    assert!(matches!(cancelled, Err(BuildError::Cancelled)), "{cancelled:?}");
+    let gone = async {
+        while super::world::run("sh", &["-c", &format!("cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c '{mark} wait[s]' || true")]) != "0" {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(seconds(4), gone).await.expect("the builder is gone");
+    nix.roots().drop_all(&RootName::new("test", "slow").unwrap()).unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs nix, git and a store to write"]
+async fn a_fast_build_does_not_wait_for_a_slow_one_of_its_process() {
+    let world = World::new();
+    let mark = unique();
+    let (fast, slow) = (host(&format!("echo {mark} > $out")), host(&format!("echo {mark}; while true; do :; done")));
+    world.commit("infra", &[("flake.nix", &flake(&[("fast", &fast), ("slow", &slow)]))]);
+    let nix = world.nix().await;
+    let locked = resolve(&nix, &world.flake("infra"), None).await.unwrap();
+    let (fast, slow) = tokio::join!(evaluate(&nix, &locked, "fast"), evaluate(&nix, &locked, "slow"));
+    let (fast, slow) = (fast.unwrap(), slow.unwrap());
+    let slow = Build { timeout: seconds(20), ..request(&slow, "slow") };
+    tokio::select! {
+        biased;
+        built = build(&nix, slow) => panic!("{built:?}"),
+        built = build(&nix, request(&fast, "fast")) => assert_eq!(built.unwrap(), fast.out),
+    }
+    assert_eq!(nix.counters().builds, 1);
+    for name in ["fast", "slow"] {
+        nix.roots().drop_all(&RootName::new("test", name).unwrap()).unwrap();
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs nix, git and a store to write"]
+async fn a_builder_without_a_sandbox_sees_neither_credentials_nor_the_data_directory() {
+    let world = World::new();
+    let spy = format!(
+        r#"{{ config.system.build.toplevel = derivation {{ name = "spy-{0}"; system = "x86_64-linux"; builder = "/bin/sh"; impureEnvVars = [ "NIX_CONFIG" "SSH_AUTH_SOCK" ];
+             outputHash = "sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="; outputHashMode = "flat";
+             args = [ "-c" "set +e; echo config=$NIX_CONFIG sock=$SSH_AUTH_SOCK; read x < {1}; echo secret=$x; read y < /proc/{2}/environ; echo env=$y; exit 9" ]; }}; }}"#,
+        unique(),
+        "/etc/shadow",
+        std::process::id()
+    );
+    world.commit("infra", &[("flake.nix", &flake(&[("spy", &spy)]))]);
+    let nix = world.nix().await;
+    let locked = resolve(&nix, &world.flake("infra"), None).await.unwrap();
+    let evaluated = evaluate(&nix, &locked, "spy").await.unwrap();
+    let Err(BuildError::BuilderFailed { log, .. }) = build(&nix, request(&evaluated, "spy")).await else { panic!("it must fail") };
+    assert!(log.iter().any(|line| line == "config= sock=") && log.iter().any(|line| line == "secret="), "{log:?}");
+    assert!(log.iter().any(|line| line == "env="), "{log:?}");
+    nix.roots().drop_all(&RootName::new("test", "spy").unwrap()).unwrap();
+}

@@ -1,0 +1,10 @@
+//! Against the real nix, git and ssh. Run them where there is a store to write: inside the test world.
+
+mod attacks;
+mod build;
+mod evaluate;
+mod resolve;
+mod world;
+
+use super::*;
+use world::World;

@@ -2,10 +2,72 @@
 .DEFAULT_GOAL := help
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
+
+# Only the end-to-end tests whose name contains this
 TEST ?=
+# End-to-end tests at a time
 THREADS ?= 3
-enter := e2e/world/enter
-# A tool chain that setup had to bring comes first
+
 cache := $(or $(NHC_CACHE),$(HOME)/.cache/nixos-host-controller)
+# A tool chain that setup had to bring comes first
 export PATH := $(cache)/rust/bin:$(PATH)
-scripts = .ci/run $(shell find e2e/world -type f -perm -u+x) e2e/world/lib.sh
+enter := e2e/world/enter
+cargo := cargo --locked
+# There is no network in a world: cargo has built before, and only runs
+cargo_inside := $(enter) cargo --offline --locked
+
+scripts := .ci/run e2e/world/lib.sh $(addprefix e2e/world/,setup enter join serve boot-host) $(wildcard e2e/world/parts/*)
+# What runs on hosts: plain sh. Those of the fixture are templates, whose @placeholders@ stand for words
+host_scripts := $(shell find src -name '*.sh')
+templates := $(wildcard e2e/world/flake/*.sh)
+
+.PHONY: help setup unit nix e2e test demo demo-stop bench lint clean
+
+help: ## Show this
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+setup: ## Make the test world: Nix, hosts, etcd, kube-apiserver (minutes the first time, seconds after)
+	e2e/world/setup
+
+unit: ## Test what needs neither Nix nor a cluster
+	$(cargo) test -p nixos-host-controller -p nixos-host-api
+
+nix: setup ## Test what needs a real Nix
+	$(cargo) test -p nixos-host-controller --lib --no-run
+	$(cargo_inside) test -p nixos-host-controller --lib -- --ignored --test-threads=$(THREADS)
+
+e2e: setup ## Test on a real control plane and real hosts: TEST=part-of-a-name, THREADS=3
+	$(cargo) build -p nixos-host-controller
+	$(cargo) test -p nixos-host-e2e --no-run
+	$(cargo_inside) test -p nixos-host-e2e -- --test-threads=$(THREADS) $(TEST)
+
+test: setup unit nix e2e ## Everything, from nothing
+
+demo: setup ## Show it: three hosts land, follow a commit, and come back from a bad one. KEEP=1 leaves it running
+	$(cargo) build -p nixos-host-controller -p nixos-host-e2e
+	$(enter) $${CARGO_TARGET_DIR:-target}/debug/tour
+
+demo-stop: ## End what `make demo KEEP=1` left running
+	@for kept in $(cache)/runs/*/demo/kept; do \
+	  run=$${kept%/demo/kept}; [ -e "$$kept" ] || continue; flock -n "$$run/lock" true && continue; \
+	  kill -TERM "$$(cat "$$run/pid")"; until [ ! -e "$$kept" ]; do sleep 0.2; done; echo "ended $${run##*/}"; \
+	done
+
+bench: setup ## Measure it side by side with a plain shell script
+	$(cargo) build --release -p nixos-host-controller -p nixos-host-bench
+	$(enter) $${CARGO_TARGET_DIR:-target}/release/bench
+
+lint: ## Format, clippy, dependencies, shell scripts
+	cargo fmt --all --check
+	$(cargo) clippy --workspace --all-targets -- -D warnings
+	e2e/world/setup cargo-deny
+	$(cache)/cargo-deny/bin/cargo-deny --locked --all-features check bans licenses sources
+	@if $(cache)/cargo-deny/bin/cargo-deny fetch db >/dev/null 2>&1; then $(cache)/cargo-deny/bin/cargo-deny --locked check advisories; \
+	else echo "lint: advisories not checked, their database cannot be reached from here"; fi
+	shellcheck $(scripts)
+	shellcheck --shell=sh --severity=warning $(host_scripts)
+	shellcheck --shell=dash --severity=error --exclude=SC2239 $(templates)
+
+clean: ## Remove what was built, and the test world with its cache
+	cargo clean
+	rm -rf $(cache)

@@ -107,5 +107,9 @@ pub fn landing_failure(error: &LandingError) -> Failure {
         LandingError::Refused { code, .. } => outcome::refusal(code),
         LandingError::Exec(_) | LandingError::Protocol(_) => Reason::HostError,
     };
-    Failure::new(reason, chain(error))
+    let cure = match reason {
+        Reason::PrivilegeRefused => "; set security.sudo.wheelNeedsPassword = false on the machine, or connect as root",
+        _ => "",
+    };
+    Failure::new(reason, format!("{}{cure}", chain(error)))
 }

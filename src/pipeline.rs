@@ -1,7 +1,10 @@
 //! One pass over one host: the order of the stages, on one screen. It does not know Kubernetes.
 
 use std::future::Future;
+use std::pin::pin;
+use std::time::Duration;
 
+use futures::future::maybe_done;
 use nixos_host_api::{DriftPolicy, Mode, Outcome, Reason};
 use tokio_util::sync::CancellationToken;
 
@@ -96,14 +99,15 @@ pub struct Pass<'p, R> {
     pub cancel: &'p CancellationToken,
     /// A person asked for a new try of what was rejected.
     pub retry: bool,
+    /// No status speaks of this wish yet.
+    pub new: bool,
     /// What is known and done so far.
     pub findings: Findings,
 }
 
 /// Brings the host to what is wanted, as far as it can be brought now.
 pub async fn converge<R: Reporter>(pass: &mut Pass<'_, R>) -> Result<Verdict, Stop> {
-    let (observed, locked) =
-        futures::join!(observe(pass.world, pass.wish), resolve::locked(pass.world, pass.wish, pass.retry, pass.cancel));
+    let (observed, locked) = look(pass).await?;
     let observed = pass.looked(observed)?;
     let locked = pass.resolved(locked)?;
     let evaluated = evaluate::run(pass, &locked).await?;
@@ -122,6 +126,27 @@ pub async fn converge<R: Reporter>(pass: &mut Pass<'_, R>) -> Result<Verdict, St
     let activation = activate::run(pass, observed, copied).await?;
     let verified = verify::run(pass, activation).await?;
     commit::run(pass, verified).await
+}
+
+/// A wish of which nothing was said yet is not left without a word for longer.
+const SILENT: Duration = Duration::from_secs(2);
+
+/// Looks at the host and at the flake, at the same time.
+async fn look<R: Reporter>(pass: &Pass<'_, R>) -> Result<(Result<Observed, Failure>, Result<LockedFlake, Stop>), Stop> {
+    let mut host = pin!(maybe_done(observe(pass.world, pass.wish)));
+    let mut flake = pin!(maybe_done(resolve::locked(pass.world, pass.wish, pass.retry, pass.cancel)));
+    if tokio::time::timeout(SILENT, async { futures::join!(host.as_mut(), flake.as_mut()) }).await.is_err() && pass.new {
+        let (stage, message) = match flake.as_mut().output_mut() {
+            None => (resolve::Resolve::DOING, format!("asking for the revision of {}", pass.wish.flake)),
+            Some(_) => (Reason::Observing, format!("connecting to {}", pass.wish.target.addresses.join(", "))),
+        };
+        pass.reporter.doing(&pass.findings, stage, message);
+    }
+    futures::join!(host.as_mut(), flake.as_mut());
+    match (host.take_output(), flake.take_output()) {
+        (Some(observed), Some(locked)) => Ok((observed, locked)),
+        _ => Err(Stop::Cancelled),
+    }
 }
 
 impl<R: Reporter> Pass<'_, R> {

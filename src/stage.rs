@@ -29,13 +29,17 @@ impl Failure {
     }
 }
 
-/// An error with all its causes in one line, as it is shown to a person: each `Display` says its own part only.
+/// An error with all its causes in one line, as it is shown to a person: each `Display` says its own part only. Other people's errors that
+/// repeat their cause are heard once.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
+        let said = cause.to_string();
+        if !text.ends_with(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
         source = cause.source();
     }
     text

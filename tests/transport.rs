@@ -2,6 +2,8 @@
 //!
 //! `TRANSPORT_ADDRESS`, `TRANSPORT_HOST_KEY` (a line of a .pub file) and `TRANSPORT_KEY` (a file) say where the host
 //! is; `TRANSPORT_TOPLEVEL` and `TRANSPORT_NIX_STORE` what to copy, and with which `nix-store`.
+//! `TRANSPORT_PORT`, `TRANSPORT_USER` (root, or one with sudo), `TRANSPORT_JUMP` (another address of the same host),
+//! `TRANSPORT_STALL` and `TRANSPORT_SUBSTITUTE` (seconds) are for trying other ways. Garbage on the host is collected.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "these are tests, helpers included")]
 
@@ -24,6 +26,14 @@ fn given(name: &str) -> String {
 }
 
 fn target() -> Target {
+    let host = direct();
+    match env::var("TRANSPORT_JUMP") {
+        Ok(address) => Target { jump: Some(Box::new(Target { addresses: vec![address], ..host.clone() })), ..host },
+        Err(_) => host,
+    }
+}
+
+fn direct() -> Target {
     Target {
         addresses: vec![given("TRANSPORT_ADDRESS")],
         port: env::var("TRANSPORT_PORT").map_or(22, |port| port.parse().unwrap()),
@@ -164,6 +174,10 @@ async fn who_accepts_and_says_nothing_is_given_up() {
     println!("{error}");
     let ConnectError::Unreachable { failures } = error else { panic!("{error:?}") };
     assert!(matches!(failures[0].reason, Unreached::TimedOut(Phase::Handshake)));
+    // Nothing of ours holds the connection any longer.
+    let (mut accepted, _) = listener.accept().await.unwrap();
+    let mut nowhere = tokio::io::sink();
+    tokio::time::timeout(Duration::from_secs(2), tokio::io::copy(&mut accepted, &mut nowhere)).await.unwrap().unwrap();
     let options = ConnectOptions { deadline: Duration::from_millis(300), ..ConnectOptions::default() };
     assert!(matches!(Session::connect(&silent, &options).await, Err(ConnectError::TimedOut { during: Phase::Handshake })));
 }

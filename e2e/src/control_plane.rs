@@ -154,8 +154,13 @@ impl ControlPlane {
     /// A new namespace.
     pub fn namespace(&self) -> String {
         let name = format!("e2e-{}", self.namespaces.fetch_add(1, Ordering::Relaxed) + 1);
-        self.kubectl("default").run(&["create", "namespace", &name]);
+        self.create_namespace(&name);
         name
+    }
+
+    /// A namespace of a given name.
+    pub fn create_namespace(&self, name: &str) {
+        self.kubectl("default").run(&["create", "namespace", name]);
     }
 
     /// Kills the API server (SIGKILL): connections are cut, new ones refused, until [`ControlPlane::start_api_server`].

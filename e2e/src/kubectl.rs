@@ -23,7 +23,8 @@ impl Kubectl {
         Self { kubeconfig: kubeconfig.to_owned(), namespace: namespace.to_owned() }
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    /// kubectl as a command, for what the other functions do not do (a watch, for instance).
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("kubectl");
         command.arg("--kubeconfig").arg(&self.kubeconfig).args(["--namespace", &self.namespace]).args(arguments);
         command

@@ -28,6 +28,7 @@ pub struct Builder {
     shape: Shape,
     login: Option<Login>,
     own_control_plane: bool,
+    namespace: Option<String>,
     controller: Option<Options>,
     fleet: Box<dyn FnOnce(&mut Fleet) + Send>,
 }
@@ -63,6 +64,12 @@ impl Builder {
         self
     }
 
+    /// A namespace of this name, which nothing else may use.
+    pub fn namespace(mut self, name: &str) -> Self {
+        self.namespace = Some(name.to_owned());
+        self
+    }
+
     /// How the controller is started.
     pub fn controller(mut self, options: Options) -> Self {
         self.controller = Some(options);
@@ -90,7 +97,13 @@ impl Builder {
         let server = Server::start(repository.directory(), self.login.as_ref()).await;
         let (_, directory) = fresh_directory("scenarios");
         let key = KeyPair::generate(directory.join("fleet-key"));
-        let namespace = plane.namespace();
+        let namespace = match self.namespace {
+            None => plane.namespace(),
+            Some(name) => {
+                plane.create_namespace(&name);
+                name
+            }
+        };
         let kubectl = plane.kubectl(&namespace);
         kubectl.secret(SSH_SECRET, "kubernetes.io/ssh-auth", &[("ssh-privatekey", &key.private())]);
         if let Some(login) = &self.login {
@@ -145,6 +158,7 @@ impl Scenario {
             shape: Shape::default(),
             login: None,
             own_control_plane: false,
+            namespace: None,
             controller: Some(Options::default()),
             fleet: Box::new(|_| ()),
         }
@@ -256,7 +270,7 @@ impl Scenario {
     /// All that is known, for whoever has to find out why a test failed.
     pub fn report(&self) -> String {
         let mut report = String::new();
-        let mut section = |title: &str, text: &str| report.push_str(&format!("\n===== {title}\n{}\n", tail(text, 100)));
+        let mut section = |title: &str, text: &str| report.extend(["\n===== ", title, "\n", &tail(text, 100), "\n"]);
         section("resources", &self.kubectl.attempt(&["get", "nixoshosts", "-o", "yaml", "--request-timeout=5s"]).stdout);
         section("events", &self.kubectl.attempt(&["get", "events", "--sort-by=.lastTimestamp", "--request-timeout=5s"]).stdout);
         for (index, host) in self.hosts.iter().enumerate() {

@@ -1,6 +1,6 @@
 //! Waiting for the world: a condition and a deadline, never a sleep.
 
-use std::{future::Future, time::Duration};
+use std::time::Duration;
 
 use tokio::time::Instant;
 

@@ -44,10 +44,10 @@ pub fn nix_flavour() -> String {
 pub fn fresh_directory(kind: &str) -> (u32, PathBuf) {
     let parent = run_directory().join(kind);
     std::fs::create_dir_all(&parent).unwrap_or_else(|error| panic!("cannot make {}: {error}", parent.display()));
-    (1..)
+    (1..100_000)
         .map(|number| (number, parent.join(number.to_string())))
         .find(|(_, directory)| std::fs::create_dir(directory).is_ok())
-        .expect("a world has fewer than 2^32 of anything")
+        .expect("a world has fewer than 100,000 of anything, and its disk has space")
 }
 
 /// A TCP port of this world that nobody listens on.
@@ -86,7 +86,7 @@ impl KeyPair {
         let _ = std::fs::remove_file(&file);
         output(Command::new("ssh-keygen").args(["-q", "-C", ""]).args(options).arg("-f").arg(&file));
         let public =
-            std::fs::read_to_string(file.with_added_extension("pub")).expect("ssh-keygen writes a public key beside the private one");
+            std::fs::read_to_string(format!("{}.pub", file.display())).expect("ssh-keygen writes a public key beside the private one");
         let public = public.split_whitespace().take(2).collect::<Vec<_>>().join(" ");
         Self { file, public }
     }

@@ -297,9 +297,7 @@ async fn an_api_server_can_go_away_and_come_back() {
 /// Writes a status as a controller would.
 fn write_status(kubectl: &Kubectl, reconciling: &str) {
     let now = "2026-01-01T00:00:00Z";
-    let condition = |kind: &str, status: &str| {
-        json!({ "type": kind, "status": status, "reason": "Testing", "message": "", "observedGeneration": 1, "lastTransitionTime": now })
-    };
+    let condition = |kind: &str, status: &str| json!({ "type": kind, "status": status, "reason": "Testing", "message": "", "observedGeneration": 1, "lastTransitionTime": now });
     let status = json!({ "status": { "observedGeneration": 1, "conditions": [condition("Ready", "Unknown"), condition("Reconciling", reconciling)] } });
     kubectl.run(&["patch", "nixoshost", "web", "--subresource=status", "--type=merge", "--patch", &status.to_string()]);
 }

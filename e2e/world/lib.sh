@@ -3,6 +3,7 @@
 
 world=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 cache=${NHC_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nixos-host-controller}
+# shellcheck disable=SC2034 # used by enter and join
 runs=$cache/runs
 
 say() { echo "world: $*" >&2; }
@@ -20,6 +21,7 @@ cgroup_root() {
 at_least() { [ "$(printf '%s\n' "$2" "$1" | sort -V | head -n1)" = "$2" ]; }
 
 # The machine's own Debian mirror: no registry is named in this project.
+# shellcheck disable=SC2016 # apt's own variable
 mirror() { apt-get indextargets --format '$(REPO_URI)' 'Codename: bookworm' | head -n1; }
 
 # part NAME RECIPE [ARGUMENT...]: prints nothing, leaves $cache/NAME made by parts/RECIPE, called with the directory to fill
@@ -28,7 +30,7 @@ part() {
   local name=$1 recipe=$world/parts/$2 inputs key into began=$SECONDS
   shift 2
   inputs=$(sed -n 's/^# inputs: //p' "$recipe")
-  key=$({ cd "$world"; find "$recipe" ${inputs:+"$inputs"} -type f | sort | xargs cat; echo "$@"; } | sha256sum | cut -c1-16)
+  key=$({ cd "$world" || exit; find "$recipe" ${inputs:+"$inputs"} -type f | sort | xargs cat; echo "$@"; } | sha256sum | cut -c1-16)
   into=$cache/parts/$name-$key
   if [ ! -f "$into/.complete" ]; then
     say "making $name${*:+ ($*)}"

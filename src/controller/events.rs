@@ -48,7 +48,9 @@ pub(super) fn happened(before: &NixOSHostStatus, now: &NixOSHostStatus) -> Vec<H
     for (kind, bad, action) in
         [(condition::REACHABLE, "False", "Observe"), (condition::DRIFTED, "True", "Observe"), (condition::STALLED, "True", "Reconcile")]
     {
-        happened.extend(transition(kind, bad, action, find(before, kind), find(now, kind)));
+        // Stalled has the cure; what is wrong stands in Ready.
+        let note = find(now, if kind == condition::STALLED { condition::READY } else { kind }).map(|condition| condition.message.as_str());
+        happened.extend(transition(kind, bad, action, find(before, kind), find(now, kind), note.unwrap_or_default()));
     }
     // A rejected landing is told as the landing that it was.
     let told: Vec<String> = happened.iter().filter(|event| event.action == "Revert").map(|event| event.reason.clone()).collect();
@@ -60,12 +62,19 @@ fn find<'s>(status: &'s NixOSHostStatus, kind: &str) -> Option<&'s Condition> {
     status.conditions.iter().find(|condition| condition.type_ == kind)
 }
 
-fn transition(kind: &str, bad: &str, action: &'static str, before: Option<&Condition>, now: Option<&Condition>) -> Option<Happened> {
+fn transition(
+    kind: &str,
+    bad: &str,
+    action: &'static str,
+    before: Option<&Condition>,
+    now: Option<&Condition>,
+    note: &str,
+) -> Option<Happened> {
     let was_bad = before.filter(|condition| condition.status == bad);
     let is_bad = now.filter(|condition| condition.status == bad);
     match (was_bad, is_bad) {
-        (None, Some(now)) => Some(warning(&now.reason, action, now.message.clone())),
-        (Some(before), Some(now)) if before.reason != now.reason => Some(warning(&now.reason, action, now.message.clone())),
+        (None, Some(now)) => Some(warning(&now.reason, action, note.into())),
+        (Some(before), Some(now)) if before.reason != now.reason => Some(warning(&now.reason, action, note.into())),
         (Some(_), None) if kind == condition::REACHABLE && now.is_some_and(|now| now.status == "True") => {
             Some(normal(Reason::Answered.as_str(), action, "the machine answers again".into()))
         }
@@ -125,7 +134,8 @@ fn event(object: &NixOSHost, happened: Happened) -> Event {
     note.truncate(end);
     Event {
         metadata: ObjectMeta {
-            generate_name: Some(format!("{}.", object.name_any())),
+            // Not with a dot, as events were named before there was generateName: the API server checks what stands before the random part.
+            generate_name: Some(format!("{}-", object.name_any())),
             namespace: object.namespace(),
             ..ObjectMeta::default()
         },

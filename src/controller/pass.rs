@@ -81,10 +81,15 @@ fn context(object: &NixOSHost, before: &nixos_host_api::NixOSHostStatus) -> Cont
     Context {
         previous: before.clone(),
         generation: object.metadata.generation.unwrap_or_default(),
-        requested_at: object.annotations().get(REQUESTED_AT).map(|token| token.chars().take(256).collect()),
+        requested_at: requested_at(object),
         trusts_first_use: object.spec.connection.host_key_policy == Some(HostKeyPolicy::TrustOnFirstUse),
         mode: object.spec.activation.as_ref().and_then(|activation| activation.mode).unwrap_or_default(),
     }
+}
+
+/// The request for a pass, no longer than status takes it: what is compared is what was written.
+fn requested_at(object: &NixOSHost) -> Option<String> {
+    object.annotations().get(REQUESTED_AT).map(|token| token.chars().take(256).collect())
 }
 
 /// What is remembered from earlier passes.
@@ -113,9 +118,10 @@ async fn work(
         }
     };
     findings.records.forget("Read");
-    let token = object.annotations().get(REQUESTED_AT);
-    let retry = token.is_some() && token != before.last_handled_reconcile_at.as_ref();
-    let mut pass = Pass { wish: &wish, world: &controller.world, reporter, cancel, retry, findings: std::mem::take(findings) };
+    let token = requested_at(object);
+    let retry = token.is_some() && token != before.last_handled_reconcile_at;
+    let new = before.observed_generation != object.metadata.generation;
+    let mut pass = Pass { wish: &wish, world: &controller.world, reporter, cancel, retry, new, findings: std::mem::take(findings) };
     let result = Box::pin(converge(&mut pass)).await;
     *findings = pass.findings;
     match result {

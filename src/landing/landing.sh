@@ -82,12 +82,18 @@ verify() {
   status
   new_units=$({ failed_units; restarting_units; } | sort -u | comm -13 "$D/failed-before" - | head -n 20)
   echo "failed=$(echo "$new_units" | tr '\n' ' ')"
-  echo "restarts=$(timeout 30 systemctl show -p Id -p NRestarts '*.service' 2>/dev/null | awk -F= '$1 == "Id" { id = $2 } $1 == "NRestarts" && $2 > 0 { printf "%s:%s ", id, $2 }' | cut -c 1-4000)"
-  for name in $(echo "$new_units" | head -n 5); do
+  restarts=$(timeout 30 systemctl show -p Id -p NRestarts '*.service' 2>/dev/null |
+    awk -F= '$1 == "Id" { id = $2 } $1 == "NRestarts" { n = $2 } NF == 0 { if (n > 0) print id ":" n; n = 0 } END { if (n > 0) print id ":" n }' | head -n 50)
+  echo "restarts=$(echo "$restarts" | tr '\n' ' ')"
+  for name in $({ echo "$new_units"; echo "$restarts" | cut -d: -f1; } | awk 'NF && !seen[$0]++' | head -n 5); do
     timeout 30 journalctl -q -u "$name" -n 8 -o cat --no-pager 2>/dev/null | cut -c 1-300 | sed "s|^|journal=$name: |"
   done
 }
-log() { timeout 30 journalctl -q -u "$A" -n 30 -o cat --no-pager 2>/dev/null | cut -c 1-300; }
+# What the last activation itself said: neither earlier ones, nor what systemd says about its unit
+log() {
+  run=$(timeout 30 journalctl -q -n 1 -o cat --output-fields=_SYSTEMD_INVOCATION_ID --no-pager "_SYSTEMD_UNIT=$A.service" _TRANSPORT=stdout 2>/dev/null)
+  timeout 30 journalctl -q -n 30 -o cat --no-pager "_SYSTEMD_INVOCATION_ID=$run" _TRANSPORT=stdout 2>/dev/null | cut -c 1-300
+}
 dry() { NIXOS_NO_CHECK=1 timeout 120 "$1/bin/switch-to-configuration" dry-activate 2>&1 | cut -c 1-500 | head -n 60; }
 
 # ---- asking ----

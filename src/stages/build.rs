@@ -3,7 +3,7 @@
 //! Input: the derivation and the machine's architecture. Effect: one build for all who need the derivation; none for what is valid
 //! already. Output: the toplevel, kept from the garbage collector.
 
-use nixos_host_api::Reason;
+use nixos_host_api::{Outcome, Reason};
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -34,7 +34,13 @@ pub struct Built {
 /// Builds the host's system.
 pub async fn run<R: Reporter>(pass: &mut Pass<'_, R>, evaluated: &Evaluated) -> Result<Built, Stop> {
     let stage = Build { drv: evaluated.drv.to_string(), architecture: pass.host().and_then(|host| host.architecture.clone()) };
-    pass.begin(&stage, format!("building {}", evaluated.out.name()))?;
+    let record = pass.findings.records.get(Build::NAME);
+    if record.is_some_and(|record| record.key == stage.key() && record.outcome == Outcome::Succeeded) {
+        // It is there already, most likely: each try of a host that cannot be reached would say otherwise, and take it back.
+        pass.allowed(&stage)?;
+    } else {
+        pass.begin(&stage, format!("building {}", evaluated.out.name()))?;
+    }
     let built = match wrong_architecture(&stage, evaluated) {
         Some(failure) => Err(failure.into()),
         None => build(pass, evaluated).await,
@@ -102,5 +108,6 @@ fn failure(error: &BuildError) -> Stop {
         | BuildError::Other { .. } => (Reason::BuildError, [].as_slice()),
     };
     let log = if log.is_empty() { String::new() } else { format!("\nlast lines of its log:\n{}", log.join("\n")) };
-    Failure::new(reason, format!("{}{log}", chain(error))).into()
+    let cure = if reason == Reason::BuildTimedOut { "; raise spec.build.timeout, or use a binary cache" } else { "" };
+    Failure::new(reason, format!("{}{cure}{log}", chain(error))).into()
 }

@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::nix::LockedFlake;
 use crate::pipeline::{Pass, Reporter, Stop};
 use crate::stage::{Failure, Stage, chain};
+use crate::wish::Wish;
 use crate::world::nix::{self, EvaluateError, Evaluated};
 
 /// The inputs.
@@ -50,13 +51,13 @@ pub async fn run<R: Reporter>(pass: &mut Pass<'_, R>, locked: &LockedFlake) -> R
             }
         }
     };
-    let evaluated = evaluated.map_err(|error| failure(&error, locked));
+    let evaluated = evaluated.map_err(|error| failure(&error, pass.wish, locked));
     let evaluated = pass.ended(&stage, evaluated, |evaluated| evaluated.drv.to_string())?;
     pass.findings.evaluated = Some(evaluated.clone());
     Ok(evaluated)
 }
 
-fn failure(error: &EvaluateError, locked: &LockedFlake) -> Stop {
+fn failure(error: &EvaluateError, wish: &Wish, locked: &LockedFlake) -> Stop {
     let reason = match error {
         EvaluateError::Cancelled => return Stop::Cancelled,
         EvaluateError::AttributeMissing { .. } => Reason::AttributeNotFound,
@@ -67,5 +68,10 @@ fn failure(error: &EvaluateError, locked: &LockedFlake) -> Stop {
         EvaluateError::ImportFromDerivation { .. } | EvaluateError::Forbidden { .. } => Reason::EvaluationForbidden,
         EvaluateError::FetchFailed { .. } | EvaluateError::Process(_) | EvaluateError::Other { .. } => Reason::ResolveFailed,
     };
-    Failure::new(reason, format!("{} at {}: {}", locked.reference, locked.short(), chain(error))).into()
+    let what = match reason {
+        // These name the attribute themselves.
+        Reason::AttributeNotFound | Reason::NotANixOSSystem => "spec.flake.attribute:".to_owned(),
+        _ => format!("nixosConfigurations.{} of", wish.attribute),
+    };
+    Failure::new(reason, format!("{what} {} at {}: {}", wish.flake.reference(None), locked.short(), chain(error))).into()
 }

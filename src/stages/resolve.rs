@@ -58,5 +58,10 @@ fn failure(wish: &Wish, error: &ResolveError) -> Stop {
         ResolveError::ForbiddenInput { .. } => Reason::EvaluationForbidden,
         ResolveError::Process(_) | ResolveError::Other { .. } => Reason::ResolveFailed,
     };
-    Failure::new(reason, format!("spec.flake: {}: {}", wish.flake, chain(error))).into()
+    let flake = match reason {
+        // These name what was looked for themselves.
+        Reason::RefNotFound | Reason::RevisionNotFound => wish.flake.reference(None),
+        _ => wish.flake.to_string(),
+    };
+    Failure::new(reason, format!("spec.flake: {flake}: {}", chain(error))).into()
 }

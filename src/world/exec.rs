@@ -27,8 +27,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
 
 pub use confine::Confinement;
-pub use lines::{DROPPED, LINE_LIMIT};
 use lines::Lines;
+pub use lines::{DROPPED, LINE_LIMIT};
 use tree::Tree;
 
 /// How long a process may take to obey a SIGTERM, and its pipes to close after its end.

@@ -123,14 +123,22 @@ impl Controller {
         body
     }
 
-    /// The sum of a metric's samples whose labels contain all the given texts (`stage="Build"`).
-    pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+    /// The values of a metric whose labels contain all the given texts (`stage="Build"`).
+    fn samples(&self, name: &str, labels: &[&str]) -> Vec<String> {
         let metrics = self.metrics();
         let samples = metrics.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
-        samples
-            .filter(|line| labels.iter().all(|label| line.contains(label)))
-            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-            .sum()
+        let samples = samples.filter(|line| labels.iter().all(|label| line.contains(label)));
+        samples.filter_map(|line| line.rsplit(' ').next()).map(str::to_owned).collect()
+    }
+
+    /// The sum of a metric over all series whose labels contain the given texts (`stage="Build"`).
+    pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        self.samples(name, labels).iter().filter_map(|value| value.parse::<f64>().ok()).sum()
+    }
+
+    /// [`Controller::metric`] of something that is counted in whole numbers.
+    pub fn count(&self, name: &str, labels: &[&str]) -> usize {
+        self.samples(name, labels).iter().filter_map(|value| value.parse::<usize>().ok()).sum()
     }
 
     /// SIGKILL.

@@ -24,7 +24,7 @@ impl Repository {
         let repository = Self { directory, fleet: Fleet::default() };
         output(Command::new("git").args(["init", "--quiet", "--bare", "--initial-branch=main"]).arg(repository.bare()));
         // As the hosts of git repositories do: any commit can be asked for, also one that no branch has any more
-        repository.git_in(&repository.bare(), &["config", "uploadpack.allowAnySHA1InWant", "true"]);
+        git_in(&repository.bare(), &["config", "uploadpack.allowAnySHA1InWant", "true"]);
         output(Command::new("git").args(["init", "--quiet", "--initial-branch=main"]).arg(repository.work_tree()));
         repository.git(&["remote", "add", "origin", &repository.bare().to_string_lossy()]);
         repository.write_flake();
@@ -70,22 +70,9 @@ impl Repository {
         &self.fleet
     }
 
-    fn git_in(&self, directory: &Path, arguments: &[&str]) -> String {
-        let mut command = Command::new("git");
-        command.arg("-C").arg(directory).args([
-            "-c",
-            "user.name=e2e",
-            "-c",
-            "user.email=e2e@example.test",
-            "-c",
-            "advice.detachedHead=false",
-        ]);
-        output(command.args(arguments))
-    }
-
     /// Runs git in the work tree.
     pub fn git(&self, arguments: &[&str]) -> String {
-        self.git_in(&self.work_tree(), arguments)
+        git_in(&self.work_tree(), arguments)
     }
 
     /// Changes the fleet, commits and pushes it to the branch that is checked out (`main`, unless [`Repository::switch_branch`] was called);
@@ -184,6 +171,12 @@ impl Repository {
         self.git(&["archive", "--prefix=fleet/", "--output", &file.to_string_lossy(), rev]);
         file
     }
+}
+
+fn git_in(directory: &Path, arguments: &[&str]) -> String {
+    let mut command = Command::new("git");
+    command.arg("-C").arg(directory).args(["-c", "user.name=e2e", "-c", "user.email=e2e@example.test"]);
+    output(command.args(arguments))
 }
 
 impl Drop for Repository {

@@ -89,7 +89,7 @@ ssl.engine = "enable"
 ssl.pemfile = "/srv/server.pem"
 # Through a pipe: a file would be written seconds later
 accesslog.filename = "|exec cat >> /srv/access.log"
-accesslog.format = "%m %U%q %s"
+accesslog.format = "%r %s"
 server.errorlog = "/srv/error.log"
 mimetype.assign = ( "" => "application/octet-stream" )
 {authentication}
@@ -135,7 +135,11 @@ $HTTP["url"] =~ "^/git/" {{
         for (daemon, port, log) in [(&self.https, self.https_port, "lighttpd.log"), (&self.ssh, self.ssh_port, "sshd.log")] {
             until_true("the git server to listen", Duration::from_secs(20), || {
                 let ended = locked(daemon).as_ref().and_then(Daemon::ended);
-                assert!(ended.is_none(), "the git server has ended:\n{}", std::fs::read_to_string(self.directory.join(log)).unwrap_or_default());
+                assert!(
+                    ended.is_none(),
+                    "the git server has ended:\n{}",
+                    std::fs::read_to_string(self.directory.join(log)).unwrap_or_default()
+                );
                 std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
             })
             .await;
@@ -167,7 +171,7 @@ $HTTP["url"] =~ "^/git/" {{
         format!("[{SERVER_NAME}]:{} {}\n", self.ssh_port, self.host_key.public)
     }
 
-    /// What HTTPS was asked so far, oldest first: `GET /git/fleet.git/info/refs?service=git-upload-pack 200`.
+    /// What HTTPS was asked so far, oldest first: `GET /git/fleet.git/info/refs?service=git-upload-pack HTTP/2.0 200`.
     pub fn https_requests(&self) -> Vec<String> {
         let log = std::fs::read_to_string(self.directory.join("access.log")).unwrap_or_default();
         log.lines().map(str::to_owned).collect()

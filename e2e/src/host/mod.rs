@@ -249,7 +249,7 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         self.power_cut();
-        ip(&["netns", "del", &self.name()]);
+        let _ = run(Command::new("ip").args(["netns", "del", &self.name()]));
         let _ = std::fs::remove_dir_all(&self.directory);
     }
 }

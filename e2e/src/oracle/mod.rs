@@ -61,16 +61,22 @@ impl Oracle {
         locked(&self.seen).writes.iter().filter(|(of, _)| of == name).map(|(_, status)| status.clone()).collect()
     }
 
+    /// The last that was seen of an object, if it is there.
+    pub fn latest(&self, name: &str) -> Option<Value> {
+        let seen = locked(&self.seen);
+        seen.objects.values().find(|object| object["metadata"]["name"] == name).cloned()
+    }
+
     /// Waits until everything written so far has been seen, then panics if any of it broke a rule.
     pub async fn finish(self) {
         until("the oracle to have seen every write", Duration::from_secs(20), || async {
             let list = self.api.list(&ListParams::default()).await.map_err(|error| error.to_string())?;
             let seen = locked(&self.seen);
             for object in list {
-                let last = seen.objects.get(object.uid().unwrap_or_default().as_str());
-                let last = last.and_then(|last| last.pointer("/metadata/resourceVersion")?.as_str().map(str::to_owned));
-                if last != object.resource_version() {
-                    return Err(format!("{} at {last:?}, now at {:?}", object.name_any(), object.resource_version()));
+                let known = seen.objects.get(object.uid().unwrap_or_default().as_str());
+                let version = known.and_then(|known| known.pointer("/metadata/resourceVersion")?.as_str().map(str::to_owned));
+                if version != object.resource_version() {
+                    return Err(format!("{} at {version:?}, now at {:?}", object.name_any(), object.resource_version()));
                 }
             }
             Ok(())

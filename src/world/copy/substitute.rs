@@ -20,7 +20,8 @@ exec timeout "$1" nix-store --serve --write"#;
 /// asked again what it lacks: a failure here is only a slower copy.
 pub(super) async fn substitute(host: &Session, missing: &[&StorePath], deadline: Duration) {
     let fetch = async {
-        let channel = host.open(&Command::script(SCRIPT).arg(deadline.as_secs().to_string()).as_root()).await.map_err(io::Error::other)?;
+        let channel =
+            host.open(&Command::script(SCRIPT).arg(deadline.as_secs().max(1).to_string()).as_root()).await.map_err(io::Error::other)?;
         let Channel { writer, reader, ending: _ends_it_when_dropped } = channel;
         Serve::new(writer, reader).valid(missing, true, true).await
     };

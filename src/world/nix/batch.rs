@@ -8,12 +8,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::Credentials;
 use super::access::Access;
-use super::driver::{Driver, NETWORK, OPTIONS, Place, hex};
+use super::driver::{CACHED, Driver, NETWORK, OPTIONS, Place, hex};
 use super::error::EvaluateError;
 use super::expression::expression;
+use super::fetch::authority_of;
 use super::heard::{Done, Heard};
 use super::outcome::{Limits, RESTRICT, Verdict, conclude};
-use super::resolve::authority_of;
 use crate::nix::{DrvPath, LockedFlake, StorePath};
 use crate::world::exec::{Command, Ending, Finished};
 
@@ -52,7 +52,10 @@ impl Batch {
             let Some((settled, again)) = running.next().await else { return };
             for (name, result) in settled {
                 // What was not fetched with credentials cannot be fetched without; that nobody needed does not matter.
-                settle((name, result.map_err(|error| missing.clone().filter(|_| matches!(error, EvaluateError::FetchFailed { .. })).unwrap_or(error))));
+                settle((
+                    name,
+                    result.map_err(|error| missing.clone().filter(|_| matches!(error, EvaluateError::FetchFailed { .. })).unwrap_or(error)),
+                ));
             }
             groups.extend(again);
         }
@@ -89,7 +92,8 @@ impl Batch {
         let nonce = hex(&rand::random::<[u8; 16]>());
         let (expression, uris) = (expression(&nonce, names), driver.allowed_uris());
         let target = format!("{}#.", self.flake.reference);
-        let args = ["eval", "--json", "--no-eval-cache", "--log-format", "internal-json"].into_iter().chain(OPTIONS).chain(NETWORK);
+        let args =
+            ["eval", "--json", "--no-eval-cache", "--log-format", "internal-json"].into_iter().chain(OPTIONS).chain(CACHED).chain(NETWORK);
         let args = args.chain(RESTRICT).chain(["--option", "allowed-uris", &uris]);
         let args =
             args.chain(if ifd { ["--option", "allow-import-from-derivation", "true"] } else { ["--option", "sandbox-fallback", "false"] });
@@ -128,7 +132,12 @@ impl Batch {
         let place = driver.place(self.credentials.as_ref()).map_err(|e| no_place(&e))?;
         let access = self.access(&place).await?;
         let uris = driver.allowed_uris();
-        let args = ["flake", "archive", "--json", "--log-format", "internal-json"].into_iter().chain(OPTIONS).chain(NETWORK).chain(RESTRICT);
+        let args = ["flake", "archive", "--json", "--log-format", "internal-json"]
+            .into_iter()
+            .chain(OPTIONS)
+            .chain(CACHED)
+            .chain(NETWORK)
+            .chain(RESTRICT);
         let args = args.chain(["--option", "allowed-uris", &uris, "--", &self.flake.reference]);
         let command = driver.command(&driver.tools.nix, args, &place, &access);
         let time = driver.config.resolve_timeout;

@@ -46,6 +46,9 @@ impl Builds {
         progress: &watch::Sender<BuildProgress>,
         cancel: &CancellationToken,
     ) -> Result<StorePath, BuildError> {
+        if self.kept(&request).await {
+            return Ok(request.out);
+        }
         // A root that is set before its path is valid leaves the garbage collector no moment in between.
         let (roots, root) = (&self.driver.roots, &request.root);
         roots.set(root, RootKind::Drv, request.drv.as_store_path()).map_err(rootless)?;
@@ -56,6 +59,14 @@ impl Builds {
         }
         roots.drop(root, RootKind::Building).map_err(rootless)?;
         built
+    }
+
+    /// Whether nothing is to be done: what is wanted is there, and is kept already.
+    async fn kept(&self, request: &Build) -> bool {
+        let (roots, root) = (&self.driver.roots, &request.root);
+        roots.has(root, RootKind::Drv, request.drv.as_store_path())
+            && roots.has(root, RootKind::System, &request.out)
+            && self.driver.valid(std::slice::from_ref(&request.out)).await.is_ok_and(|valid| valid.contains(&request.out))
     }
 
     async fn have(

@@ -168,6 +168,9 @@ mod tests {
 
     const HOST: &str = "git.example.org ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ";
 
+    /// The Secret, the key that the error names, and a part of its text.
+    type Case<'a> = (&'a [(&'a str, &'a str)], &'a str, &'a str);
+
     fn secret(pairs: &[(&str, &str)]) -> BTreeMap<String, Vec<u8>> {
         pairs.iter().map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec())).collect()
     }
@@ -207,7 +210,6 @@ mod tests {
     fn what_is_wrong_names_the_key_and_the_cure_and_never_the_value() {
         let good = pem(&key());
         let encrypted = pem(&key().encrypt(&mut rand::rng(), "hunter2").unwrap());
-        type Case<'a> = (&'a [(&'a str, &'a str)], &'a str, &'a str);
         let cases: &[Case<'_>] = &[
             (&[], SSH_KEY, "one of them"),
             (&[("other", "hunter2")], SSH_KEY, "one of them"),

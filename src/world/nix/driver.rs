@@ -283,7 +283,7 @@ impl Driver {
 }
 
 /// Options for every `nix` command.
-pub(super) const OPTIONS: [&str; 19] = [
+pub(super) const OPTIONS: [&str; 16] = [
     "--extra-experimental-features",
     "nix-command flakes",
     "--no-update-lock-file",
@@ -299,11 +299,14 @@ pub(super) const OPTIONS: [&str; 19] = [
     "--option",
     "warn-dirty",
     "false",
-    "--option",
-    "tarball-ttl",
-    "0",
     "--show-trace",
 ];
+
+/// A remote archive is asked for anew.
+pub(super) const FRESH: [&str; 3] = ["--option", "tarball-ttl", "0"];
+
+/// A remote archive is what it was when it was last asked for: the locked one, or Nix says that its hash is another.
+pub(super) const CACHED: [&str; 3] = ["--option", "tarball-ttl", "4294967295"];
 
 /// Options for every command that may fetch.
 pub(super) const NETWORK: [&str; 6] = ["--option", "connect-timeout", "15", "--option", "download-attempts", "3"];

@@ -185,7 +185,7 @@ impl EvaluateError {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BuildError {
     /// A builder failed.
-    #[error("building {drv} failed: {message}")]
+    #[error("building {drv}: {message}")]
     BuilderFailed {
         /// The derivation that failed: the toplevel, or something it needs.
         drv: String,

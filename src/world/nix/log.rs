@@ -106,7 +106,9 @@ pub(super) fn parse(line: &str) -> Option<Event> {
         "stop" => Some(Event::Stop { id: raw.id }),
         "result" => Some(Event::Result { id: raw.id, kind: raw.kind, fields: raw.fields }),
         // Both have level 0. Errors have a raw message, but for the last words of a process out of memory.
-        "msg" if raw.level == 0 && (raw.error.raw_msg.is_some() || clean(&raw.error.msg, MESSAGE_LIMIT).starts_with("error:")) => Some(Event::Error(raw.error)),
+        "msg" if raw.level == 0 && (raw.error.raw_msg.is_some() || clean(&raw.error.msg, MESSAGE_LIMIT).starts_with("error:")) => {
+            Some(Event::Error(raw.error))
+        }
         "msg" if raw.level == 0 => Some(Event::Message(raw.error.msg)),
         _ => None,
     }
@@ -193,8 +195,12 @@ mod tests {
 
     #[test]
     fn an_error_of_2_26_names_the_store_path() {
-        let line = r#"@nix {"action":"msg","column":9,"file":"/nix/store/dr05s8vl3h0hak7gpyf57fzf7gnnh1s4-source/hosts/web.nix:3:9","level":0,"line":3,"msg":"x","raw_msg":"y"}"#;
-        assert_eq!(error(line).position(&own()).unwrap(), "hosts/web.nix:3:9");
+        let missing = error(include_str!("fixtures/error-missing-2.26.jsonl"));
+        let source = missing.place.file.as_deref().unwrap().split("/flake.nix").next().unwrap();
+        let own = Own { mark: String::new(), source: Some(source.to_owned()) };
+        assert_eq!((missing.text().as_str(), missing.position(&own).as_deref()), ("attribute 'nope' missing", Some("flake.nix:2:89")));
+        let throw = error(include_str!("fixtures/error-throw-2.26.jsonl"));
+        assert_eq!((throw.text().as_str(), throw.position(&own).as_deref()), ("deep yes", Some("thr.nix:2:3")));
     }
 
     #[test]

@@ -36,7 +36,10 @@ pub(super) fn cut(text: &str, limit: usize) -> String {
 
 /// What git or ssh said last that tells a person something: git's last `fatal:`, with what the remote said before it.
 pub(super) fn git_says(lines: &[String]) -> String {
-    let tells = |line: &&String| ["fatal: ", "ERROR: ", "remote: ", "ssh: "].iter().any(|start| line.starts_with(start));
+    let counts = |line: &str| {
+        ["remote: Enumerating", "remote: Counting", "remote: Compressing", "remote: Total"].iter().any(|start| line.starts_with(start))
+    };
+    let tells = |line: &&String| ["ERROR: ", "remote: ", "ssh: "].iter().any(|start| line.starts_with(start)) && !counts(line);
     let clue = lines.iter().rfind(|line| !line.starts_with("fatal: ") && (tells(line) || denies(line)));
     let fatal = lines.iter().rfind(|line| line.starts_with("fatal: "));
     let said: Vec<&str> = clue.into_iter().chain(fatal).map(String::as_str).collect();

@@ -1,7 +1,9 @@
 //! What `nix flake metadata --json` says, and what its errors mean. PURE; the fields are the same in 2.26 and 2.34.
 
 use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
 
+use super::driver::hex;
 use super::error::ResolveError;
 use super::lock::Locks;
 use super::log::{Error, first_error};
@@ -12,6 +14,7 @@ use super::look::remote_failure;
 #[serde(rename_all = "camelCase")]
 pub(super) struct Metadata {
     /// 64 hexadecimal digits: the source with its lock file.
+    #[serde(default)]
     pub(super) fingerprint: String,
     pub(super) last_modified: i64,
     pub(super) locked: Locked,
@@ -25,30 +28,42 @@ pub(super) struct Metadata {
 pub(super) struct Locked {
     pub(super) nar_hash: String,
     pub(super) rev: Option<String>,
+    #[serde(default)]
+    dir: String,
 }
 
 /// Reads the answer; what is not as it should be is an error, for it names what is evaluated.
 pub(super) fn parse(stdout: &[u8]) -> Result<Metadata, ResolveError> {
     let odd = |what: &str| ResolveError::Other { message: format!("`nix flake metadata` gave {what}") };
-    let metadata: Metadata = serde_json::from_slice(stdout).map_err(|error| odd(&format!("no metadata: {error}")))?;
-    if metadata.fingerprint.len() != 64 || !metadata.fingerprint.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return Err(odd("no fingerprint"));
-    }
+    let mut metadata: Metadata = serde_json::from_slice(stdout).map_err(|error| odd(&format!("no metadata: {error}")))?;
     if !(metadata.locked.nar_hash.starts_with("sha256-") && metadata.locked.nar_hash.len() == 51) {
         return Err(odd("no narHash"));
     }
+    if metadata.fingerprint.is_empty() {
+        // 2.26 has none for a plain directory. Its content, the lock file in it, and where in it the flake is say as much.
+        let text = format!("{} {}", metadata.locked.nar_hash, metadata.locked.dir);
+        metadata.fingerprint = hex(&Sha256::digest(text));
+    }
+    if metadata.fingerprint.len() != 64 || !metadata.fingerprint.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(odd("no fingerprint"));
+    }
     Ok(metadata)
 }
+
+/// What git says to Nix, and Nix does not mind.
+const HARMLESS: [&str; 2] = ["fatal: Refusing to point HEAD", "fatal: cannot change to"];
 
 /// What Nix's last words mean. Git's own lines stand among them, without a prefix; they tell more than Nix does.
 pub(super) fn failure(stderr: &[String], rev: Option<&str>) -> ResolveError {
     let error = first_error(stderr);
     let message = error.as_ref().map(Error::text).unwrap_or_default();
-    let git: Vec<String> = stderr.iter().filter(|line| !line.starts_with("@nix ")).cloned().collect();
+    let harmless = |line: &str| HARMLESS.iter().any(|start| line.starts_with(start));
+    let git: Vec<String> = stderr.iter().filter(|line| !line.starts_with("@nix ") && !harmless(line)).cloned().collect();
     let says = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
     let git_says = |texts: &[&str]| git.iter().any(|line| texts.iter().any(|text| line.contains(text)));
     if says(&["cannot write modified lock file", "requires lock file changes", "lock file changes but they're not allowed"]) {
-        ResolveError::LockFileOutOfDate { message }
+        // The controller takes no options from the person who reads this.
+        ResolveError::LockFileOutOfDate { message: message.replace(" (use '--no-write-lock-file' to ignore)", "") }
     } else if says(&["contains unlocked input", "unlocked input", "cannot call 'getFlake' on unlocked", "is not locked"]) {
         ResolveError::UnlockedInput { message }
     } else if says(&["forbidden in restricted mode"]) {
@@ -57,10 +72,11 @@ pub(super) fn failure(stderr: &[String], rev: Option<&str>) -> ResolveError {
         || (says(&["does not exist", "is not a directory"]) && !says(&["repository"]))
     {
         ResolveError::NotAFlake { message }
-    } else if git_says(&["not our ref", "did not send all necessary objects"]) || says(&["Cannot find Git revision"]) {
-        ResolveError::RevNotFound { rev: rev.unwrap_or("(none)").into(), message }
-    } else if git_says(&["fatal: "]) {
+    } else if git_says(&["fatal: "]) && !git_says(&["not our ref", "did not send all necessary objects"]) {
+        // Before what Nix makes of it: 2.26 says then that there is no such revision.
         remote_failure(&git)
+    } else if git_says(&["fatal: "]) || says(&["Cannot find Git revision"]) {
+        ResolveError::RevNotFound { rev: rev.unwrap_or("(none)").into(), message }
     } else if says(&["HTTP error 404"]) {
         ResolveError::RepositoryNotFound { message }
     } else if says(&["HTTP error 401", "HTTP error 403"]) {
@@ -78,13 +94,14 @@ mod tests {
 
     #[test]
     fn the_answer_of_both_versions_is_read() {
-        let text = include_bytes!("fixtures/metadata-2.34.json");
-        let metadata = parse(text).unwrap();
-        assert_eq!(metadata.fingerprint, "a8c6dc01533d76016b81594372086600cf5ce581a2e09151a0daecdaf2099129");
-        assert_eq!(metadata.locked.rev.unwrap(), "0c8a64eb40bf19dfef1ea0cba74b353e69631762");
-        assert_eq!(metadata.locked.nar_hash, "sha256-L4fSljL6aiKWnqP2yzJQis3FO53zWjGS0klfFN3+HUs=");
-        assert_eq!(metadata.last_modified, 1_795_404_283);
-        metadata.locks.check(false).unwrap();
+        for text in [include_str!("fixtures/metadata-2.26.json"), include_str!("fixtures/metadata-2.34.json")] {
+            let metadata = parse(text.as_bytes()).unwrap();
+            assert_eq!(metadata.fingerprint, "a8c6dc01533d76016b81594372086600cf5ce581a2e09151a0daecdaf2099129");
+            assert_eq!(metadata.locked.rev.unwrap(), "0c8a64eb40bf19dfef1ea0cba74b353e69631762");
+            assert_eq!(metadata.locked.nar_hash, "sha256-L4fSljL6aiKWnqP2yzJQis3FO53zWjGS0klfFN3+HUs=");
+            assert_eq!(metadata.last_modified, 1_795_404_283);
+            metadata.locks.check(false).unwrap();
+        }
         for text in ["", "{}", r#"{"fingerprint":"x","lastModified":1,"locked":{"narHash":"y"}}"#] {
             assert!(parse(text.as_bytes()).is_err());
         }

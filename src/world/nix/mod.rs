@@ -17,6 +17,7 @@ mod driver;
 mod error;
 mod evaluate;
 mod expression;
+mod fetch;
 mod flight;
 mod gather;
 mod heard;

@@ -91,7 +91,11 @@ fn failure(heard: &Heard, ending: Ending, stderr: &[String], limits: Limits, in_
     if message.is_empty() && heard.dropped {
         // The trace of any other error is far shorter: 91 kB was the longest one seen.
         let message = "endless recursion: the trace of the error is longer than 1 MiB".to_owned();
-        return if in_host { EvaluateError::Failed { message, position: None } } else { EvaluateError::FlakeBroken { message, position: None } };
+        return if in_host {
+            EvaluateError::Failed { message, position: None }
+        } else {
+            EvaluateError::FlakeBroken { message, position: None }
+        };
     }
     if message.is_empty() {
         return EvaluateError::Other { message: format!("Nix ended ({ending:?}) without saying why: {}", git_says(stderr)) };
@@ -114,12 +118,7 @@ fn failure(heard: &Heard, ending: Ending, stderr: &[String], limits: Limits, in_
         let git: Vec<String> = stderr.iter().filter(|line| line.starts_with("fatal: ")).cloned().collect();
         let message = if git.is_empty() { message } else { format!("{message}; {}", git_says(&git)) };
         EvaluateError::FetchFailed { message }
-    } else if says(&[
-        "No space left on device",
-        "database is locked",
-        "Too many open files",
-        "interrupted by the user",
-    ]) {
+    } else if says(&["No space left on device", "database is locked", "Too many open files", "interrupted by the user"]) {
         EvaluateError::Other { message }
     } else if in_host {
         EvaluateError::Failed { message, position }

@@ -71,17 +71,19 @@ pub(super) struct Watcher {
     builds: Option<u64>,
     done: u64,
     expected: u64,
-    /// Between a stop and the next start 2.34 says one too many.
-    stopped: bool,
+    /// What 2.34 expects is one too many from the end of a build to the next start: only the first figure behind a
+    /// start counts, and those before the first one.
+    settled: bool,
     open: BTreeMap<u64, Job>,
     recent: VecDeque<Job>,
     waiting: BTreeSet<u64>,
-    substituting: BTreeMap<u64, String>,
+    substituting: BTreeSet<u64>,
     realising: Option<u64>,
     transfers: BTreeMap<u64, u64>,
     downloaded: u64,
     to_download: u64,
-    finished: Vec<String>,
+    /// Something was finished since this was last asked.
+    news: bool,
     failures: Vec<Failure>,
 }
 
@@ -118,9 +120,14 @@ impl Watcher {
         }
     }
 
-    /// Derivations and paths that were finished, well or not, since this was last asked.
-    pub(super) fn take_finished(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.finished)
+    /// Whether anything was finished since this was last asked.
+    pub(super) fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.news)
+    }
+
+    /// Takes note that a derivation is built: 2.26 says so of those that it was asked for only at its end.
+    pub(super) fn built(&mut self, drv: &str) {
+        self.open.retain(|_, job| job.drv != drv);
     }
 
     pub(super) fn failures(&self) -> &[Failure] {
@@ -139,11 +146,11 @@ impl Watcher {
             activity::BUILDS => self.builds = Some(id),
             activity::REALISE => self.realising = Some(id),
             activity::BUILD => {
-                self.stopped = false;
+                self.settled = false;
                 self.open.insert(id, Job { drv: first(), since: now, log: VecDeque::new() });
             }
             activity::WAITING => drop(self.waiting.insert(id)),
-            activity::SUBSTITUTE => drop(self.substituting.insert(id, first())),
+            activity::SUBSTITUTE => drop(self.substituting.insert(id)),
             activity::FILE_TRANSFER => drop(self.transfers.insert(id, 0)),
             _ => (),
         }
@@ -152,10 +159,9 @@ impl Watcher {
     fn stop(&mut self, id: u64) {
         self.waiting.remove(&id);
         self.downloaded += self.transfers.remove(&id).unwrap_or_default();
-        self.finished.extend(self.substituting.remove(&id));
+        self.news |= self.substituting.remove(&id);
         if let Some(job) = self.open.remove(&id) {
-            self.stopped = true;
-            self.finished.push(job.drv.clone());
+            self.news = true;
             self.recent.push_back(job);
             keep_last(&mut self.recent, RECENT);
         }
@@ -171,10 +177,12 @@ impl Watcher {
                 }
             }
             result::PROGRESS if self.builds == Some(id) => {
+                self.news |= self.done != number(0);
                 self.done = number(0);
-                if !self.stopped {
+                if !self.settled {
                     self.expected = number(1);
                 }
+                self.settled = !self.open.is_empty() || self.done > 0;
             }
             result::PROGRESS => {
                 if let Some(bytes) = self.transfers.get_mut(&id) {

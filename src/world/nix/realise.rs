@@ -60,6 +60,7 @@ pub(super) async fn realise(driver: &Driver, mut orders: Vec<Order>) {
     let (watcher, cancel) = (Mutex::new(Watcher::default()), CancellationToken::new());
     let began = driver.config.clock.now();
     let counted = driver.tally.builds.begin();
+    let mut failed = 0;
     let finished = {
         let run = driver.processes.run(command, |line| lock(&watcher).line(line, driver.config.clock.now()), &cancel);
         let mut run = std::pin::pin!(run);
@@ -68,6 +69,9 @@ pub(super) async fn realise(driver: &Driver, mut orders: Vec<Order>) {
                 finished = &mut run => break finished,
                 () = tokio::time::sleep(TICK) => tick(driver, &mut orders, &watcher, began).await,
             }
+            let news: Vec<Failure> = lock(&watcher).failures().get(failed..).unwrap_or_default().to_vec();
+            failed += news.len();
+            answer_failed(driver, &mut orders, &news, time).await;
             if !orders.iter().any(Order::open) {
                 cancel.cancel();
             }
@@ -94,9 +98,9 @@ fn arguments(driver: &Driver, time: Duration, orders: &[Order]) -> Vec<String> {
 
 /// Tells how far it is, answers those whose output has come, and those whose own time is up.
 async fn tick(driver: &Driver, orders: &mut [Order], watcher: &Mutex<Watcher>, began: Instant) {
-    let (progress, finished, longest) = {
+    let (progress, news, longest) = {
         let mut watcher = lock(watcher);
-        (watcher.progress(), watcher.take_finished(), watcher.longest())
+        (watcher.progress(), watcher.take_news(), watcher.longest())
     };
     let elapsed = driver.config.clock.now().saturating_duration_since(began);
     for order in orders.iter_mut().filter(|order| order.open()) {
@@ -109,10 +113,35 @@ async fn tick(driver: &Driver, orders: &mut [Order], watcher: &Mutex<Watcher>, b
         });
         if elapsed > order.timeout {
             order.answer(Err(timed_out(order.timeout, longest.clone())));
-        } else if finished.iter().any(|path| path == order.drv.as_str() || path == order.out.as_str())
-            && driver.valid(std::slice::from_ref(&order.out)).await.is_ok_and(|valid| valid.contains(&order.out))
-        {
-            order.answer(Ok(order.out.clone()));
+        }
+    }
+    // A single order is answered by the end of its process.
+    if news && orders.len() > 1 {
+        answer_built(driver, orders, watcher).await;
+    }
+}
+
+/// Answers those whose output the store has by now.
+async fn answer_built(driver: &Driver, orders: &mut [Order], watcher: &Mutex<Watcher>) {
+    let outs: Vec<StorePath> = orders.iter().filter(|order| order.open()).map(|order| order.out.clone()).collect();
+    let Ok(valid) = driver.valid(&outs).await else { return };
+    for order in orders.iter_mut().filter(|order| order.open() && valid.contains(&order.out)) {
+        lock(watcher).built(order.drv.as_str());
+        order.answer(Ok(order.out.clone()));
+    }
+}
+
+/// Answers those that need what failed just now: the others go on, and the slowest of them is not to be waited for.
+async fn answer_failed(driver: &Driver, orders: &mut [Order], failures: &[Failure], time: Duration) {
+    // A single order is answered by the end of its process.
+    if failures.is_empty() || orders.len() == 1 {
+        return;
+    }
+    for order in orders.iter_mut().filter(|order| order.open()) {
+        let needed = requisites(driver, &order.drv).await;
+        let ours = |failure: &&Failure| failure.fault != Fault::Dependency && failure.drv.as_ref().is_some_and(|drv| needed.contains(drv));
+        if let Some(cause) = failures.iter().find(ours) {
+            order.answer(Err(told(cause, order, time)));
         }
     }
 }
@@ -168,11 +197,20 @@ fn told(cause: &Failure, order: &Order, time: Duration) -> BuildError {
         return BuildError::OutOfDisk { message };
     }
     match fault {
-        Fault::Builder => BuildError::BuilderFailed { drv: about(drv.as_deref(), &order.drv), message, log },
+        Fault::Builder => BuildError::BuilderFailed { drv: about(drv.as_deref(), &order.drv), message: essence(&message), log },
         Fault::TimedOut => timed_out(time, drv.map(|drv| (drv, log))),
         Fault::HashMismatch => BuildError::HashMismatch { drv: about(drv.as_deref(), &order.drv), message },
         Fault::Dependency | Fault::Other => BuildError::Other { message },
     }
+}
+
+/// `builder failed with exit code 7`, without the store paths that 2.34 and 2.26 put around it.
+fn essence(message: &str) -> String {
+    let reason =
+        message.lines().find_map(|line| line.trim().strip_prefix("Reason: ")).map(|reason| reason.trim_end_matches('.').to_owned());
+    let failed =
+        || message.split_once("' failed with ").map(|(_, how)| format!("builder failed with {}", how.lines().next().unwrap_or(how)));
+    reason.or_else(failed).unwrap_or_else(|| message.to_owned())
 }
 
 fn timed_out(time: Duration, running: Option<(String, Vec<String>)>) -> BuildError {

@@ -100,7 +100,7 @@ impl Roots {
     pub fn set(&self, root: &RootName, kind: RootKind, path: &StorePath) -> Result<(), RootsError> {
         let link = self.link(root, kind);
         let failed = |source| RootsError::Io { deed: "set", path: link.clone(), source };
-        if std::fs::read_link(&link).is_ok_and(|target| target == Path::new(path.as_str())) {
+        if self.has(root, kind, path) {
             return Ok(());
         }
         std::fs::create_dir_all(self.dir.join(&root.namespace)).map_err(failed)?;
@@ -108,6 +108,11 @@ impl Roots {
         let fresh = self.dir.join(&root.namespace).join(format!(".{}{}", root.name, kind.suffix()));
         remove(&fresh).map_err(failed)?;
         symlink(path.as_str(), &fresh).and_then(|()| std::fs::rename(&fresh, &link)).map_err(failed)
+    }
+
+    /// Whether `path` is what is kept as `kind`.
+    pub fn has(&self, root: &RootName, kind: RootKind, path: &StorePath) -> bool {
+        std::fs::read_link(self.link(root, kind)).is_ok_and(|target| target == Path::new(path.as_str()))
     }
 
     /// Keeps nothing as `kind` any more; no error if nothing was.

@@ -231,7 +231,8 @@ async fn log_in(
     if let AuthResult::Failure { remaining_methods, .. } = outcome {
         // russh reports a connection that ended as a failure without methods.
         if handle.is_closed() && remaining_methods.is_empty() {
-            return Err(protocol(russh::Error::Disconnect));
+            let why = known.ended.get().map_or(russh::Error::Disconnect, |why| russh::Error::IO(io::Error::other(Arc::clone(why))));
+            return Err(protocol(why));
         }
         let methods = remaining_methods.iter().map(String::from).collect();
         return Err(ConnectError::Authentication { user: target.user.clone(), methods });

@@ -1,10 +1,11 @@
 //! What we answer when the host speaks first.
 
+use std::io;
 use std::sync::{Arc, OnceLock};
 
+use russh::Channel;
 use russh::client::{ChannelOpenHandle, DisconnectReason, Handler, Msg, Session};
 use russh::keys::{PublicKey, PublicKeyOrCertificate};
-use russh::{Channel, Disconnect};
 
 use super::host_key::{HostKey, HostKeyPolicy};
 
@@ -51,6 +52,12 @@ impl Client {
     }
 }
 
+/// What the host said when it hung up: a stranger's text, so little of it, and no control characters.
+fn hung_up(message: &str) -> russh::Error {
+    let said: String = message.chars().filter(|character| !character.is_control()).take(200).collect();
+    russh::Error::IO(io::Error::other(format!("the host hung up: {said}")))
+}
+
 impl Handler for Client {
     type Error = ClientError;
 
@@ -64,8 +71,7 @@ impl Handler for Client {
 
     async fn disconnected(&mut self, reason: DisconnectReason<ClientError>) -> Result<(), ClientError> {
         let why = match reason {
-            DisconnectReason::ReceivedDisconnect(info) if matches!(info.reason_code, Disconnect::ByApplication) => russh::Error::HUP,
-            DisconnectReason::ReceivedDisconnect(_) => russh::Error::Disconnect,
+            DisconnectReason::ReceivedDisconnect(farewell) => hung_up(&farewell.message),
             DisconnectReason::Error(ClientError::Ssh(error)) => error,
             DisconnectReason::Error(ClientError::HostKey { .. }) => russh::Error::UnknownKey,
         };

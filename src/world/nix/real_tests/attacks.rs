@@ -34,8 +34,13 @@ async fn no_expression_reads_the_controllers_files() {
     let local = world.commit("local", &[("token", &secret)]);
     let repository = world.path().join("repositories/local").display().to_string();
     let login = format!("machine localhost login bot password {secret}");
-    let netrc = { let file = world.path().join("netrc"); std::fs::write(&file, &login).unwrap(); file.display().to_string() };
-    let (netrc_flat, netrc_nar) = (run("nix-hash", &["--type", "sha256", "--flat", "--sri", &netrc]), run("nix-hash", &["--type", "sha256", "--sri", &netrc]));
+    let netrc = {
+        let file = world.path().join("netrc");
+        std::fs::write(&file, &login).unwrap();
+        file.display().to_string()
+    };
+    let (netrc_flat, netrc_nar) =
+        (run("nix-hash", &["--type", "sha256", "--flat", "--sri", &netrc]), run("nix-hash", &["--type", "sha256", "--sri", &netrc]));
     let mut attacks: Vec<String> = vec![
         format!("builtins.readFile \"{token}\""),
         format!("builtins.readFile (/. + \"{token}\")"),
@@ -53,13 +58,16 @@ async fn no_expression_reads_the_controllers_files() {
     for hash in [&one, wrong] {
         attacks.push(format!("builtins.readFile (builtins.path {{ path = \"{token}\"; sha256 = \"{hash}\"; }})"));
         attacks.push(format!("builtins.readFile (builtins.fetchTree {{ type = \"path\"; path = \"{token}\"; narHash = \"{hash}\"; }})"));
-        attacks.push(format!("builtins.readFile (builtins.fetchTree {{ type = \"file\"; url = \"file://{token}\"; narHash = \"{hash}\"; }})"));
+        attacks
+            .push(format!("builtins.readFile (builtins.fetchTree {{ type = \"file\"; url = \"file://{token}\"; narHash = \"{hash}\"; }})"));
     }
     for hash in [&flat, wrong] {
         attacks.push(format!("builtins.readFile (builtins.fetchurl {{ url = \"file://{token}\"; sha256 = \"{hash}\"; }})"));
     }
     for hash in [&recursive, wrong] {
-        attacks.push(format!("builtins.readFile ((builtins.fetchTree {{ type = \"path\"; path = \"{dir}\"; narHash = \"{hash}\"; }}) + \"/token\")"));
+        attacks.push(format!(
+            "builtins.readFile ((builtins.fetchTree {{ type = \"path\"; path = \"{dir}\"; narHash = \"{hash}\"; }}) + \"/token\")"
+        ));
         attacks.push(format!("(builtins.getFlake \"path:{dir}?narHash=\" + builtins.replaceStrings [ \"+\" \"/\" \"=\" ] [ \"%2B\" \"%2F\" \"%3D\" ] \"{hash}\").x"));
         let encoded = hash.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");
         attacks.push(format!("(builtins.getFlake \"path:{dir}?narHash={encoded}\").x"));
@@ -91,14 +99,21 @@ async fn no_expression_reads_the_controllers_files() {
     let credentials = super::world::credentials(&[("netrc", &login)]);
     let locked = resolve(&nix, &world.flake("evil"), Some(Arc::clone(&credentials))).await.unwrap();
     let cancel = super::world::never();
-    let one = |name: String| nix.evaluate(Evaluate { flake: locked.clone(), attribute: name, credentials: Some(Arc::clone(&credentials)), retry: false }, &cancel);
-    let results = futures::future::join_all((0..attacks.len()).map(|i| one(format!("a{i}")))).await;
+    let ask = |name: String| {
+        nix.evaluate(
+            Evaluate { flake: locked.clone(), attribute: name, credentials: Some(Arc::clone(&credentials)), retry: false },
+            &cancel,
+        )
+    };
+    let results = futures::future::join_all((0..attacks.len()).map(|i| ask(format!("a{i}")))).await;
     let mut leaks = Vec::new();
     for (attack, result) in attacks.iter().zip(results) {
         let error = result.expect_err(attack);
         let text = format!("{error}");
         println!("{attack}\n    {text}");
-        let told = [&secret, &flat, &recursive, &netrc_flat, &netrc_nar].iter().any(|secret| text.contains(*secret) && !attack.contains(*secret));
+        let told = [&flat, &one, &recursive, &netrc_flat, &netrc_nar]
+            .iter()
+            .any(|hash| text.contains(&format!("got '{hash}")) || text.contains(&format!("got: {hash}")));
         if told || text.contains(&secret) || text.contains("root:x:0") || text.contains("LEAK") && !text.starts_with("LEAK (at ") {
             leaks.push(format!("{attack}: {text}"));
         }
@@ -129,7 +144,9 @@ async fn no_lock_file_leads_to_the_controllers_files() {
     .iter()
     .enumerate()
     {
-        let lock = format!(r#"{{"nodes":{{"root":{{"inputs":{{"x":"x"}}}},"x":{{"flake":false,"original":{{"type":"github","owner":"a","repo":"b"}},"locked":{node}}}}},"root":"root","version":7}}"#);
+        let lock = format!(
+            r#"{{"nodes":{{"root":{{"inputs":{{"x":"x"}}}},"x":{{"flake":false,"original":{{"type":"github","owner":"a","repo":"b"}},"locked":{node}}}}},"root":"root","version":7}}"#
+        );
         let repository = format!("evil{number}");
         world.commit(&repository, &[("flake.nix", text), ("flake.lock", &lock)]);
         let error = resolve(&nix, &world.flake(&repository), None).await.unwrap_err();
@@ -139,7 +156,11 @@ async fn no_lock_file_leads_to_the_controllers_files() {
     }
     // No lock file: Nix would fetch the input before it says so. The process has a netrc to be read.
     let login = super::world::credentials(&[("netrc", &format!("machine localhost login bot password {secret}"))]);
-    for (number, url) in ["file+file:///proc/self/fd/9".to_owned(), format!("path:{}", dir.display()), format!("git+file://{}", local.display())].iter().enumerate() {
+    for (number, url) in
+        ["file+file:///proc/self/fd/9".to_owned(), format!("path:{}", dir.display()), format!("git+file://{}", local.display())]
+            .iter()
+            .enumerate()
+    {
         let repository = format!("unlocked{number}");
         let text = format!("{{ inputs.x = {{ url = \"{url}\"; flake = false; }}; outputs = {{ self, x }}: {{ }}; }}");
         world.commit(&repository, &[("flake.nix", &text)]);
@@ -160,8 +181,8 @@ async fn neither_submodules_nor_settings_of_the_flake_get_anywhere() {
     std::fs::write(&hook, format!("#!/bin/sh\ntouch {}/owned\n", world.path().display())).unwrap();
     run("chmod", &["+x", hook.to_str().unwrap()]);
     let text = format!(
-        r#"{{ nixConfig.post-build-hook = {}; nixConfig.allow-import-from-derivation = true; nixConfig.restrict-eval = false; inputs.self.submodules = true;
-             outputs = {{ self }}: {{ nixosConfigurations.web = {}; nixosConfigurations.ok = {}; }}; }}"#,
+        r"{{ nixConfig.post-build-hook = {}; nixConfig.allow-import-from-derivation = true; nixConfig.restrict-eval = false; inputs.self.submodules = true;
+             outputs = {{ self }}: {{ nixosConfigurations.web = {}; nixosConfigurations.ok = {}; }}; }}",
         nix_string(hook.to_str().unwrap()),
         shows("builtins.readFile ./sub/token"),
         super::world::host("echo > $out")

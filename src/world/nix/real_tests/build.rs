@@ -26,19 +26,24 @@ async fn builds_that_come_together_are_one_process_and_who_fails_fails_alone() {
     let world = World::new();
     let mark = unique();
     let good = host(&format!("echo {mark} > $out"));
-    let bad = host(&format!("echo {mark}; for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22; do echo line $i; done; exit 7"));
+    let bad =
+        host(&format!("echo {mark}; for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22; do echo line $i; done; exit 7"));
     let needs = r#"{ config.system.build.toplevel = let dep = derivation { name = "dep"; system = "x86_64-linux"; builder = "/bin/sh"; args = [ "-c" "echo MARK dep; exit 3" ]; };
       in derivation { name = "nixos-system"; system = "x86_64-linux"; builder = "/bin/sh"; args = [ "-c" "echo ${dep} > $out" ]; }; }"#.replace("MARK", &mark);
     let wrong = r#"{ config.system.build.toplevel = derivation { name = "x"; system = "riscv64-linux"; builder = "/bin/sh"; }; }"#;
     let fixed = format!(
         r#"{{ config.system.build.toplevel = derivation {{ name = "fixed-{mark}"; system = "x86_64-linux"; builder = "/bin/sh"; args = [ "-c" "echo x > $out" ]; outputHash = "sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="; outputHashMode = "flat"; }}; }}"#
     );
-    world.commit("infra", &[("flake.nix", &flake(&[("good", &good), ("bad", &bad), ("needs", &needs), ("wrong", wrong), ("fixed", &fixed)]))]);
+    world.commit(
+        "infra",
+        &[("flake.nix", &flake(&[("good", &good), ("bad", &bad), ("needs", &needs), ("wrong", wrong), ("fixed", &fixed)]))],
+    );
     let nix = world.nix().await;
     let locked = resolve(&nix, &world.flake("infra"), None).await.unwrap();
     let names = ["good", "bad", "needs", "wrong", "fixed", "good"];
     let evaluated = futures::future::try_join_all(names.map(|name| evaluate(&nix, &locked, name))).await.unwrap();
-    let requests = names.iter().zip(&evaluated).enumerate().map(|(i, (name, evaluated))| build(&nix, request(evaluated, &format!("{name}{i}"))));
+    let requests =
+        names.iter().zip(&evaluated).enumerate().map(|(i, (name, evaluated))| build(&nix, request(evaluated, &format!("{name}{i}"))));
     let [good, bad, needs, wrong, fixed, twin]: [_; 6] = futures::future::join_all(requests).await.try_into().unwrap();
     assert_eq!(good.unwrap(), evaluated[0].out);
     assert_eq!(twin.unwrap(), evaluated[0].out);
@@ -92,7 +97,11 @@ async fn progress_is_told_and_a_build_out_of_time_is_ended_with_its_log() {
     let (cancelled, ()) = tokio::join!(nix.build(request(&evaluated, "slow"), &sender, &cancel), begun);
     assert!(matches!(cancelled, Err(BuildError::Cancelled)), "{cancelled:?}");
     let gone = async {
-        while super::world::run("sh", &["-c", &format!("cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c '{mark} wait[s]' || true")]) != "0" {
+        while super::world::run(
+            "sh",
+            &["-c", &format!("cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c '{mark} wait[s]' || true")],
+        ) != "0"
+        {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
@@ -143,4 +152,18 @@ async fn a_builder_without_a_sandbox_sees_neither_credentials_nor_the_data_direc
     assert!(log.iter().any(|line| line == "config= sock=") && log.iter().any(|line| line == "secret="), "{log:?}");
     assert!(log.iter().any(|line| line == "env="), "{log:?}");
     nix.roots().drop_all(&RootName::new("test", "spy").unwrap()).unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs nix, git, a store to write and user namespaces"]
+async fn a_build_in_a_sandbox_has_its_own_file_system() {
+    let world = World::new();
+    let script = format!("echo {}; read x < /etc/shadow; read y < /proc/{}/environ; echo seen=$x$y > $out", unique(), std::process::id());
+    world.commit("infra", &[("flake.nix", &flake(&[("web", &host(&script))]))]);
+    let nix = world.start(NixConfig { sandbox: true, ..world.config() }).await;
+    let locked = resolve(&nix, &world.flake("infra"), None).await.unwrap();
+    let evaluated = evaluate(&nix, &locked, "web").await.unwrap();
+    let out = build(&nix, request(&evaluated, "web")).await.unwrap();
+    assert_eq!(std::fs::read_to_string(out.as_str()).unwrap(), "seen=\n");
+    nix.roots().drop_all(&RootName::new("test", "web").unwrap()).unwrap();
 }

@@ -38,7 +38,9 @@ async fn hosts_that_fail_fail_alone_each_with_its_own_message() {
             "absent" => matches!(&result, Err(E::AttributeMissing { available, .. }) if available.len() == hosts.len()),
             "number" | "plain" | "string" => matches!(result, Err(E::NotASystem { .. })),
             "imports" => matches!(result, Err(E::ImportFromDerivation { .. })),
-            "throws" => matches!(&result, Err(E::Failed { message, position: Some(position) }) if message == "deep yes" && position.starts_with("flake.nix:2:")),
+            "throws" => {
+                matches!(&result, Err(E::Failed { message, position: Some(position) }) if message == "deep yes" && position.starts_with("flake.nix:2:"))
+            }
             "parses" => matches!(&result, Err(E::Failed { position: Some(position), .. }) if position == "bad.nix:1:3"),
             _ => matches!(result, Err(E::Failed { .. })),
         };
@@ -67,7 +69,10 @@ async fn a_flake_is_evaluated_once_for_all_its_hosts_and_remembered() {
     let all: Vec<Evaluated> = futures::future::try_join_all(all).await.unwrap();
     assert_eq!(nix.counters().evaluations, 1);
     assert_eq!(all[0].out.name(), "nixos-system");
-    assert_eq!((all[0].system.as_deref(), all[0].nixos_version.as_deref(), all[0].host_name.as_deref()), (Some("x86_64-linux"), Some("26.05"), Some("h")));
+    assert_eq!(
+        (all[0].system.as_deref(), all[0].nixos_version.as_deref(), all[0].host_name.as_deref()),
+        (Some("x86_64-linux"), Some("26.05"), Some("h"))
+    );
     assert!(!all[0].cached);
     let again = world.nix().await;
     let remembered = evaluate(&again, &locked, "h0").await.unwrap();
@@ -83,13 +88,17 @@ async fn a_flake_is_evaluated_once_for_all_its_hosts_and_remembered() {
 async fn an_evaluation_is_limited_in_memory_and_time_and_others_go_on() {
     let world = World::new();
     let good = host("echo > $out");
-    let hog = r#"{ config.system.build.toplevel = builtins.foldl' (a: b: a ++ a) [ 1 ] (builtins.genList (x: x) 40); }"#;
+    let hog = r"{ config.system.build.toplevel = builtins.foldl' (a: b: a ++ a) [ 1 ] (builtins.genList (x: x) 40); }";
     let spin = r#"{ config.system.build.toplevel = builtins.match "(a+)+b" "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"; }"#;
     world.commit("infra", &[("flake.nix", &flake(&[("a", &good), ("hog", hog), ("spin", spin), ("z", &good)]))]);
     let nix = world.start(NixConfig { evaluate_timeout: seconds(3), evaluate_memory: 500 << 20, ..world.config() }).await;
     let locked = resolve(&nix, &world.flake("infra"), None).await.unwrap();
-    let (a, hog, spin, z) =
-        tokio::join!(evaluate(&nix, &locked, "a"), evaluate(&nix, &locked, "hog"), evaluate(&nix, &locked, "spin"), evaluate(&nix, &locked, "z"));
+    let (a, hog, spin, z) = tokio::join!(
+        evaluate(&nix, &locked, "a"),
+        evaluate(&nix, &locked, "hog"),
+        evaluate(&nix, &locked, "spin"),
+        evaluate(&nix, &locked, "z")
+    );
     a.unwrap();
     z.unwrap();
     assert!(matches!(hog, Err(EvaluateError::OutOfMemory { mebibytes: 500 })), "{hog:?}");

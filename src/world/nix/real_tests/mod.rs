@@ -4,6 +4,7 @@ mod attacks;
 mod build;
 mod evaluate;
 mod resolve;
+mod ssh;
 mod world;
 
 use super::*;

@@ -120,7 +120,7 @@ async fn a_private_repository_is_read_with_its_credential_and_with_no_other() {
 
 #[tokio::test]
 #[ignore = "needs nix, git and a store to write"]
-async fn a_private_tarball_and_a_private_input_are_read_with_the_credential() {
+async fn a_private_tarball_is_read_with_its_credential() {
     let world = World::new();
     let login = credentials(&[("netrc", LOGIN)]);
     world.commit("tree", &[("flake.nix", &flake(&[("web", &host("echo > $out"))]))]);
@@ -131,12 +131,56 @@ async fn a_private_tarball_and_a_private_input_are_read_with_the_credential() {
     let tarball = FlakeRef::new(&url, None, None, false).unwrap();
     let locked = resolve(&nix, &tarball, Some(Arc::clone(&login))).await.unwrap();
     assert!(locked.reference.contains("narHash="), "{}", locked.reference);
-    nix.evaluate(Evaluate { flake: locked, attribute: "web".into(), credentials: Some(Arc::clone(&login)), retry: false }, &never()).await.unwrap();
+    nix.evaluate(Evaluate { flake: locked, attribute: "web".into(), credentials: Some(Arc::clone(&login)), retry: false }, &never())
+        .await
+        .unwrap();
     let error = resolve(&nix, &tarball, None).await.unwrap_err();
     assert!(matches!(error, ResolveError::CredentialsRefused { .. }), "{error:?}");
     let missing = FlakeRef::new(&format!("https://{}/none.tar.gz", world.host()), None, None, false).unwrap();
     let error = resolve(&nix, &missing, None).await.unwrap_err();
     assert!(matches!(error, ResolveError::RepositoryNotFound { .. }), "{error:?}");
+}
+
+#[tokio::test]
+#[ignore = "needs nix, git and a store to write"]
+async fn private_inputs_are_read_with_the_credential_of_the_flake() {
+    let world = World::new();
+    let login = credentials(&[("netrc", LOGIN)]);
+    world.commit("private/dep", &[("flake.nix", "{ outputs = _: { text = \"from the input\"; }; }"), ("data", "x")]);
+    let dep = world.path().join("repositories/private/dep.tar.gz");
+    world.git("private/dep", &["archive", "--prefix=dep/", "-o", dep.to_str().unwrap(), "HEAD"]);
+    let nix = world.nix().await;
+    let git = resolve(&nix, &world.flake("private/dep"), Some(Arc::clone(&login))).await.unwrap();
+    let url = format!("https://{}/private/dep.tar.gz", world.host());
+    let tarball = resolve(&nix, &FlakeRef::new(&url, None, None, false).unwrap(), Some(Arc::clone(&login))).await.unwrap();
+    let nodes = format!(
+        r#"{{"nodes":{{"root":{{"inputs":{{"a":"a","b":"b"}}}},
+          "a":{{"original":{{"type":"git","url":"https://{host}/private/dep"}},"locked":{{"type":"git","url":"https://{host}/private/dep","ref":"refs/heads/main","rev":"{rev}","revCount":1,"narHash":"{git}","lastModified":{modified}}}}},
+          "b":{{"original":{{"type":"tarball","url":"{url}"}},"locked":{{"type":"tarball","url":"{url}","narHash":"{tarball}","lastModified":{modified}}}}}}},"root":"root","version":7}}"#,
+        host = world.host(),
+        rev = git.rev.as_ref().unwrap(),
+        git = git.nar_hash,
+        modified = git.last_modified,
+        tarball = tarball.nar_hash,
+    );
+    let text = format!(
+        r#"{{ inputs.a.url = "git+https://{0}/private/dep"; inputs.b.url = "{url}";
+             outputs = {{ self, a, b }}: {{ nixosConfigurations.web = builtins.seq (a.text + b.text) {1}; }}; }}"#,
+        world.host(),
+        host("echo > $out")
+    );
+    world.commit("infra", &[("flake.nix", &text), ("flake.lock", &nodes)]);
+    // A controller with nothing in its caches, and a store without the inputs.
+    for path in super::world::run("sh", &["-c", "grep -rls 'from the input' /nix/store || true"]).lines() {
+        let path = StorePath::containing(path).unwrap();
+        super::world::run("nix-store", &["--delete", path.as_str()]);
+    }
+    let fresh = world.start(NixConfig { data_dir: world.path().join("fresh"), ..world.config() }).await;
+    let locked = resolve(&fresh, &world.flake("infra"), Some(Arc::clone(&login))).await.unwrap();
+    let request = Evaluate { flake: locked, attribute: "web".into(), credentials: None, retry: false };
+    let error = fresh.evaluate(request.clone(), &never()).await.unwrap_err();
+    assert!(matches!(error, EvaluateError::FetchFailed { .. }), "{error:?}");
+    fresh.evaluate(Evaluate { credentials: Some(login), ..request }, &never()).await.unwrap();
 }
 
 #[tokio::test]

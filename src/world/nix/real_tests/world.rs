@@ -56,7 +56,18 @@ impl World {
         let file = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
         std::fs::create_dir_all(dir.path().join("repositories/private")).unwrap();
         let subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2", "-nodes"];
-        let request = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-keyout", &file("key"), "-out", &file("certificate")];
+        let request = [
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-keyout",
+            &file("key"),
+            "-out",
+            &file("certificate"),
+        ];
         run("openssl", &[&request[..], &subject[..]].concat());
         std::fs::write(file("server.py"), include_str!("../fixtures/git_https.py")).unwrap();
         let mut server = Command::new("python3")
@@ -104,7 +115,14 @@ impl World {
     }
 
     pub(super) fn git(&self, repository: &str, args: &[&str]) -> String {
-        run("git", &[&["-C", self.path().join("repositories").join(repository).to_str().unwrap(), "-c", "user.name=t", "-c", "user.email=t@t"], args].concat())
+        run(
+            "git",
+            &[
+                &["-C", self.path().join("repositories").join(repository).to_str().unwrap(), "-c", "user.name=t", "-c", "user.email=t@t"],
+                args,
+            ]
+            .concat(),
+        )
     }
 
     pub(super) fn url(&self, repository: &str) -> String {

@@ -1,0 +1,79 @@
+//! A change with its build, one that is built already, and none at all; each on both sides in turn.
+
+use crate::{
+    RUNS,
+    sides::{Ours, Theirs, calm, prebuild},
+    table::{Goal, Row, say},
+};
+
+/// One kind of change.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Build,
+    Settle,
+    Prebuilt,
+    Nothing,
+}
+
+impl Kind {
+    fn row(self) -> Row {
+        let (what, goal) = match self {
+            Self::Build => ("change with build", Goal::Ratio(1.0)),
+            Self::Settle => ("change with build, default settle (5s)", Goal::None),
+            Self::Prebuilt => ("prebuilt change", Goal::Ratio(1.0)),
+            Self::Nothing => ("no change", Goal::Ratio(0.25)),
+        };
+        Row { what: what.to_owned(), unit: "s", ours: Vec::new(), theirs: Vec::new(), goal }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Build => "build",
+            Self::Settle => "settle",
+            Self::Prebuilt => "prebuilt",
+            Self::Nothing => "nochange",
+        }
+    }
+}
+
+/// The rows that are wanted.
+pub(crate) async fn rows(ours: &mut Ours, theirs: &mut Theirs, wanted: &impl Fn(&str) -> bool) -> Vec<Row> {
+    let kinds = [Kind::Build, Kind::Settle, Kind::Prebuilt, Kind::Nothing].into_iter().filter(|kind| wanted(kind.name()));
+    let mut rows: Vec<(Kind, Row)> = kinds.map(|kind| (kind, kind.row())).collect();
+    // The first landing is not a change, and fills every cache
+    let (first, their_first) = (ours.commit(1), theirs.commit(1));
+    let (our_time, their_time) = (ours.apply(&first, "0s").await, theirs.deploy(&their_first));
+    say(&format!("first landing: {our_time:.1} s, {their_time:.1} s"));
+    let mut revision = 1;
+    for run in 0..RUNS {
+        for (kind, row) in &mut rows {
+            revision += 1;
+            let (mine, yours) = sample(ours, theirs, *kind, revision, run % 2 == 0).await;
+            say(&format!("{} {}: {mine:.2} s, {yours:.2} s", row.what, run + 1));
+            row.ours.push(mine);
+            row.theirs.push(yours);
+        }
+    }
+    rows.into_iter().map(|(_, row)| row).collect()
+}
+
+/// One sample of each side; which comes first alternates.
+async fn sample(ours: &mut Ours, theirs: &mut Theirs, kind: Kind, revision: u32, we_begin: bool) -> (f64, f64) {
+    let revs = if kind == Kind::Nothing { None } else { Some((ours.commit(revision), theirs.commit(revision))) };
+    if let (Kind::Prebuilt, Some((mine, yours))) = (kind, &revs) {
+        prebuild(&ours.scenario.repository, mine);
+        prebuild(theirs.repository(), yours);
+    }
+    let settle = if kind == Kind::Settle { "5s" } else { "0s" };
+    let mut times = [0.0; 2];
+    for side in if we_begin { [0, 1] } else { [1, 0] } {
+        calm().await;
+        times[side] = match (&revs, side) {
+            (Some((mine, _)), 0) => ours.apply(mine, settle).await,
+            (Some((_, yours)), _) => theirs.deploy(yours),
+            (None, 0) => ours.look().await,
+            (None, _) => theirs.deploy(&theirs.repository().head()),
+        };
+    }
+    (times[0], times[1])
+}

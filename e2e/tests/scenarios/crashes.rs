@@ -1,0 +1,83 @@
+//! The controller is killed during each stage and started again: the host lands, once, and nothing is done twice.
+
+use nixos_host_e2e::flake::fleet::{Build, Evaluation, Fill, Packages, activation};
+use nixos_host_e2e::{Knobs, Scenario};
+use serde_json::json;
+
+use crate::{SOON, doing};
+
+/// Kills the controller while the host is at `stage` of a landing that `slow` makes slow there.
+async fn killed_while(stage: &str, patch: &serde_json::Value, slow: impl FnOnce(&mut Knobs)) -> Scenario {
+    let mut scenario = Scenario::builder().start().await;
+    let first = scenario.repository.head();
+    scenario.apply(0, patch);
+    scenario.landed(0, &first, SOON).await;
+    let rev = scenario.repository.commit(|fleet| slow(fleet.host("web-1")));
+    scenario.request(0);
+    doing(&scenario, 0, stage).await;
+    scenario.controller().kill();
+    scenario.controller().start_again();
+    scenario.landed(0, &rev, SOON).await;
+    let object = scenario.get(0);
+    let landings = object["status"]["history"].as_array().unwrap().len();
+    assert_eq!(landings, 2, "it landed once: {}", object["status"]["history"]);
+    scenario
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_while_evaluating() {
+    let scenario = killed_while("Evaluating", &json!({}), |knobs| {
+        knobs.rev = Some(2);
+        knobs.evaluation = Some(Evaluation { spin: 3000, ..Evaluation::default() });
+    })
+    .await;
+    scenario.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_while_building_no_build_is_repeated() {
+    let scenario = killed_while("Building", &json!({}), |knobs| {
+        knobs.rev = Some(2);
+        knobs.build = Some(Build { fail: false, sleep: 8 });
+    })
+    .await;
+    scenario.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_while_copying() {
+    let mut scenario = Scenario::builder().start().await;
+    let first = scenario.repository.head();
+    scenario.apply(0, &json!({}));
+    scenario.landed(0, &first, SOON).await;
+    scenario.hosts[0].slow_link("40mbit");
+    let rev = scenario.repository.commit(|fleet| {
+        fleet.host("web-1").own = Some(Packages { count: 20, kib: 1024, kind: Fill::Random, rev: 2, changed: 20 });
+    });
+    scenario.request(0);
+    doing(&scenario, 0, "Copying").await;
+    scenario.controller().kill();
+    scenario.hosts[0].full_speed();
+    scenario.controller().start_again();
+    scenario.landed(0, &rev, SOON).await;
+    assert_eq!(scenario.get(0)["status"]["history"].as_array().unwrap().len(), 2);
+    scenario.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_while_activating() {
+    let scenario = killed_while("Activating", &json!({}), |knobs| {
+        knobs.snippet("slow", activation::sleep(8));
+    })
+    .await;
+    scenario.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_while_verifying() {
+    let scenario = killed_while("Verifying", &json!({"spec": {"activation": {"settle": "12s", "commitWithin": "60s"}}}), |knobs| {
+        knobs.rev = Some(2);
+    })
+    .await;
+    scenario.finish().await;
+}

@@ -1,0 +1,52 @@
+//! Hosts that share a flake share the work: one evaluation for all of them.
+
+use nixos_host_e2e::Scenario;
+use nixos_host_e2e::controller::Options;
+use nixos_host_e2e::flake::fleet::EvaluationError;
+use nixos_host_e2e::scenario::name;
+use serde_json::{Value, json};
+
+use crate::{SOON, message};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_eight_hosts_of_one_flake_seven_land_by_one_evaluation_and_the_one_that_does_not_evaluate_says_where() {
+    // So much memory is one process at a time, and room for eight hosts in it
+    let options = Options { arguments: vec!["--evaluate-memory".into(), "1190".into()], ..Options::default() };
+    let builder = Scenario::builder().hosts(8).without_controller().fleet(|fleet| {
+        // The last one: the process that it ends has done all others
+        fleet.host("web-8").evaluation_error(EvaluationError::Assertion);
+    });
+    let mut scenario = builder.start().await;
+    let rev = scenario.repository.head();
+    let items: Vec<Value> = (0..8).map(|index| scenario.manifest(index)).collect();
+    scenario.kubectl.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string());
+    scenario.start_controller(options).await;
+    for index in 0..7 {
+        scenario.landed(index, &rev, SOON).await;
+    }
+    let object = scenario.condition(7, "Ready", "False", Some("EvaluationFailed"), SOON).await;
+    let text = message(&object, "Ready");
+    assert!(text.contains("nixosConfigurations.web-8") && text.contains("- web needs a certificate (at system.nix:39:17)"), "{text}");
+    assert_eq!(object["status"]["flake"]["attempted"]["rev"], rev);
+    let evaluations = asked(&scenario);
+    let times = |host: &str| evaluations.iter().filter(|names| names.contains(&host.to_owned())).count();
+    for index in 0..8 {
+        assert_eq!(times(&name(index)), 1, "{} was evaluated once: {evaluations:?}", name(index));
+    }
+    assert_eq!(evaluations.len(), 1, "one process evaluated all of them: {evaluations:?}");
+    let count = |program: &str, words: &[&str]| scenario.controller().executions().count(program, words);
+    assert_eq!(count("git", &["ls-remote"]), 1, "one look at the remote for all");
+    assert_eq!(count("nix", &["flake", "metadata"]), 1, "the revision was locked once for all");
+    scenario.finish().await;
+}
+
+/// The hosts that each evaluating process was asked for.
+fn asked(scenario: &Scenario) -> Vec<Vec<String>> {
+    let all = scenario.controller().executions().all();
+    let evaluations = all.into_iter().filter(|words| words.first().is_some_and(|word| word == "nix") && words.contains(&"eval".to_owned()));
+    let hosts = |words: Vec<String>| {
+        let expression = words.iter().position(|word| word == "--apply").map(|place| words[place + 1].clone()).unwrap();
+        (0..8).map(name).filter(|host| expression.contains(&format!("\\\"{host}\\\""))).collect()
+    };
+    evaluations.map(hosts).collect()
+}

@@ -107,7 +107,7 @@ pub struct Pass<'p, R> {
 
 /// Brings the host to what is wanted, as far as it can be brought now.
 pub async fn converge<R: Reporter>(pass: &mut Pass<'_, R>) -> Result<Verdict, Stop> {
-    let (observed, locked) = look(pass).await?;
+    let (observed, locked) = Box::pin(look(pass)).await?;
     let observed = pass.looked(observed)?;
     let locked = pass.resolved(locked)?;
     let evaluated = evaluate::run(pass, &locked).await?;
@@ -125,7 +125,7 @@ pub async fn converge<R: Reporter>(pass: &mut Pass<'_, R>) -> Result<Verdict, St
     }
     let activation = activate::run(pass, observed, copied).await?;
     let verified = verify::run(pass, activation).await?;
-    commit::run(pass, verified).await
+    Box::pin(commit::run(pass, verified)).await
 }
 
 /// A wish of which nothing was said yet is not left without a word for longer.

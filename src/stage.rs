@@ -45,9 +45,10 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// `text` without control characters except line ends, and cut in its middle if it is longer than `limit` bytes: the end of a log matters most.
+/// `text` without control characters except line ends, without those that turn the direction of writing round, and cut in its middle if it is longer than `limit` bytes: the end of a log matters most.
 pub fn bounded(text: &str, limit: usize) -> String {
-    let clean: String = text.chars().filter(|c| !c.is_control() || *c == '\n').collect();
+    let turns = |c: char| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let clean: String = text.chars().filter(|c| (!c.is_control() || *c == '\n') && !turns(*c)).collect();
     let clean = clean.trim();
     if clean.len() <= limit {
         return clean.to_owned();
@@ -218,6 +219,6 @@ mod tests {
         let text = format!("first {} last", "ä".repeat(10_000));
         let cut = bounded(&text, 1000);
         assert!(cut.len() <= 1000 && cut.starts_with("first") && cut.ends_with("last"), "{}", cut.len());
-        assert_eq!(bounded("a\u{1b}[31mb\n", 100), "a[31mb");
+        assert_eq!(bounded("a\u{1b}[31mb\u{202e}c\n", 100), "a[31mbc");
     }
 }

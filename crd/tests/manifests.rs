@@ -1,5 +1,7 @@
 //! The generated files are what the types say. `UPDATE=1 cargo test -p nixos-host-api` writes them anew.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
 use std::{env, fs, path::Path};
 
 /// Compares a generated text with the file that holds it, or writes the file.

@@ -43,7 +43,7 @@ fn refusals() -> Vec<(Value, &'static str)> {
         (connection(json!({"user": "Root"})), "spec.connection.user in body should match"),
         (connection(json!({"sshKeyRef": {"name": "../x"}})), "spec.connection.sshKeyRef.name in body should match"),
         (json!({"metadata": {"name": "x".repeat(64)}}), "metadata.name: at most 63 characters"),
-        (json!({"spec": {"reboot": true}}), "unknown field \"spec.reboot\""),
+        (json!({"spec": {"reboot": true}}), ".spec.reboot: field not declared in schema"),
     ]
 }
 

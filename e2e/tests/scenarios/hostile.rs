@@ -38,22 +38,31 @@ const FIELDS: [(&str, &str); 24] = [
     ("/spec/onDrift", "%"),
 ];
 
-/// Whatever runs one of these makes the file `canary`.
+/// Whatever runs one of these makes the file `canary`. Without blanks, which are refused early in many places.
 fn strings(canary: &str) -> Vec<String> {
+    let touch = format!("touch${{IFS}}{canary}");
     vec![
-        format!("$(touch {canary})"),
-        format!("`touch {canary}`"),
-        format!("x;touch {canary};\"';touch {canary}"),
+        format!("$({touch})"),
+        format!("`{touch}`"),
+        format!("x;{touch};\"';{touch}"),
         format!("main\ntouch {canary}"),
-        format!("-oProxyCommand=touch {canary}"),
-        format!("--upload-pack=touch {canary}"),
+        format!("-oProxyCommand={touch}"),
+        format!("--upload-pack={touch}"),
         format!("ext::sh -c touch% {canary}"),
-        format!("${{builtins.readFile {canary}}}\" + abort \"x"),
+        format!("${{builtins.readFile({canary})}}\"+abort(\"x"),
         "../../kube-system/secrets/x".to_owned(),
         "\u{1b}[2J\u{7}\u{0}".to_owned(),
         "ß漢字🦀\u{202e}txt".to_owned(),
         "A".repeat(10_240),
     ]
+}
+
+/// Whether a program may have been given this: the full name of a branch or tag, which is a pattern for git and nothing for anybody else, or an
+/// URL in which nothing is left that a shell or an option parser would see.
+fn harmless(word: &str) -> bool {
+    let name = ["refs/heads/", "refs/tags/"].iter().any(|start| word.starts_with(start));
+    name || ["https://git.example.test:1/", "git+https://git.example.test:1/", "path:/"].iter().any(|start| word.starts_with(start))
+        && word.chars().all(|c| c.is_ascii_alphanumeric() || "%/:.?=&_~+@,-".contains(c))
 }
 
 /// What may be said of a hostile string: that it is wrong, or that there is no such thing. Never a fault of the controller's own.
@@ -85,6 +94,9 @@ fn hostile(scenario: &Scenario, canary: &str) -> Vec<Value> {
                 },
             });
             let mut item = nowhere(scenario, &format!("hostile-{row}-{column}"), &full);
+            if around.starts_with("path:") {
+                merge(&mut item, &json!({"spec": {"flake": {"ref": null}}}));
+            }
             if *pointer == "/spec/flake/rev" {
                 merge(&mut item, &json!({"spec": {"flake": {"ref": null, "rev": "x"}}}));
             }
@@ -117,15 +129,10 @@ async fn hostile_strings_are_refused_or_reported_and_nothing_runs() {
     })
     .await;
     assert_eq!(objects.len(), items.len() - refused);
-    if std::env::var_os("E2E_SHOW").is_some() {
-        for object in &objects {
-            eprintln!("{} {}: {}", object["metadata"]["name"], condition(object, "Ready").unwrap()["reason"], message(object, "Ready"));
-        }
-    }
     for object in &objects {
         let (reason, text) = (&condition(object, "Ready").unwrap()["reason"], message(object, "Ready"));
         assert!(REASONS.iter().any(|good| reason == good), "{reason}: {text}: {}", object["spec"]);
-        assert!(text.len() <= 8192 && !text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
+        assert!(text.len() <= 8192 && !text.chars().any(|c| (c.is_control() && c != '\n') || c == '\u{202e}'), "{text:?}");
     }
     let seen: BTreeSet<&str> = objects.iter().map(|object| condition(object, "Ready").unwrap()["reason"].as_str().unwrap()).collect();
     assert!(seen.contains("InvalidFlakeReference") && seen.contains("AttributeNotFound"), "they got as far as the controller: {seen:?}");
@@ -133,9 +140,9 @@ async fn hostile_strings_are_refused_or_reported_and_nothing_runs() {
     scenario.landed(0, &rev, SOON).await;
     let controller = scenario.controller();
     assert!(!std::path::Path::new(&canary).exists(), "something ran");
-    let passed: Vec<Vec<String>> =
-        controller.executions().all().into_iter().filter(|words| words.iter().any(|word| word.contains(&canary))).collect();
-    assert_eq!(passed, Vec::<Vec<String>>::new(), "no program was given any of it");
+    let words = controller.executions().all().concat();
+    let given: Vec<&String> = words.iter().filter(|word| word.contains(&canary) && !harmless(word)).collect();
+    assert_eq!(given, Vec::<&String>::new(), "no program was given any of it");
     assert_eq!(controller.metric("nixos_host_passes_total", &["outcome=\"panicked\""]), 0.0);
     assert!(!controller.log().contains("panicked"), "{}", controller.log());
     scenario.finish().await;

@@ -184,10 +184,10 @@ async fn each_wrong_input_has_its_own_reason_and_delays_nobody() {
 
 /// A bare repository with one file, served beside the scenario's own: a private input.
 fn notes(scenario: &Scenario) {
-    let script = r#"git init --quiet --bare --initial-branch=main notes.git
+    let script = r"git init --quiet --bare --initial-branch=main notes.git
 git -C notes.git config uploadpack.allowAnySHA1InWant true
 git init --quiet --initial-branch=main notes; cd notes; echo private > text; git add text
-git -c user.name=e2e -c user.email=e2e@example.test commit --quiet --message text; git push --quiet ../notes.git main"#;
+git -c user.name=e2e -c user.email=e2e@example.test commit --quiet --message text; git push --quiet ../notes.git main";
     let mut command = std::process::Command::new("sh");
     let status = command.args(["-euc", script]).current_dir(scenario.repository.directory()).status().unwrap();
     assert!(status.success(), "cannot make the repository of the input");

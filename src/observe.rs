@@ -1,5 +1,6 @@
 //! What the host says: one new connection, one command. Reads only.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use nixos_host_api::Reason;
@@ -7,8 +8,8 @@ use nixos_host_api::Reason;
 use crate::landing::{Client, HostStatus, LandingError, outcome};
 use crate::stage::{Failure, chain};
 use crate::wish::Wish;
-use crate::world::ssh::{ConnectError, ConnectOptions, ExecError, Session};
-use crate::world::{Claim, World};
+use crate::world::ssh::{ConnectError, ConnectOptions, ExecError, HostKeyPolicy, Session};
+use crate::world::{Claim, Peer, World};
 
 /// A host that answered: the connection, and what it said over it.
 #[derive(Debug)]
@@ -43,9 +44,15 @@ pub fn claimed(world: &World, wish: &Wish, host: &HostStatus) -> Result<(), Fail
 
 /// A new connection to the host, starting with the address that answered last.
 pub async fn connect(world: &World, wish: &Wish) -> Result<Session, Failure> {
-    let options = ConnectOptions { first: world.addresses.get(&wish.id.uid), ..ConnectOptions::default() };
-    let session = Box::pin(Session::connect(&wish.target, &options)).await.map_err(|error| connect_failure(&error))?;
-    world.addresses.put(&wish.id.uid, session.address());
+    let peer = world.peers.get(&wish.id.uid);
+    let mut target = Cow::Borrowed(&wish.target);
+    if let (HostKeyPolicy::TrustOnFirstUse { recorded: None }, Some(peer)) = (&wish.target.host_keys, &peer) {
+        // The first use is over: what was trusted then is insisted on, though the status may not say so yet.
+        target.to_mut().host_keys = HostKeyPolicy::TrustOnFirstUse { recorded: Some(peer.host_key.clone()) };
+    }
+    let options = ConnectOptions { first: peer.map(|peer| peer.address), ..ConnectOptions::default() };
+    let session = Box::pin(Session::connect(&target, &options)).await.map_err(|error| connect_failure(&error))?;
+    world.peers.put(&wish.id.uid, Peer { address: session.address().to_owned(), host_key: session.host_key().clone() });
     Ok(session)
 }
 

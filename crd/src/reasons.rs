@@ -137,7 +137,7 @@ reasons! {
     CommitFailed Rejected "The new system could not be made the boot default; the machine went back to the old system." "See the message: often a full boot partition."
     Interrupted Rejected "The machine was restarted in the middle of the landing; it booted the old system." "If nobody restarted it the new system may crash it; ask again with requestedAt."
     Superseded Transient "Somebody else switched the machine in the middle of the landing; theirs was left alone." "Agree on who manages the machine."
-    RevertFailed NeedsPerson "The machine could not go back to the old system by itself." "Look at the machine now: journalctl -u nixos-host-controller-landing."
+    RevertFailed Rejected "The machine could not go back to the old system by itself." "Look at the machine now: journalctl -u nixos-host-controller-landing."
     InternalError Transient "A fault of the controller itself; only this pass was harmed." "Report it with the controller's log."
 }
 

@@ -46,8 +46,10 @@ impl Hosts {
         let (key, inputs, object) = (key(&object), inputs(&object), Arc::new(object));
         let mut hosts = self.lock();
         if let Some(entry) = hosts.get_mut(&key) {
+            // A person removes the recorded host key to have the next one trusted; a pass in flight would write it back.
+            let distrusted = host_key(&entry.object).is_some() && host_key(&object).is_none();
             entry.object = object;
-            if entry.inputs != inputs {
+            if entry.inputs != inputs || distrusted {
                 entry.inputs = inputs;
                 entry.pass.cancel();
                 entry.wake.notify_one();
@@ -94,6 +96,10 @@ pub(super) fn key(object: &NixOSHost) -> Key {
     (object.namespace().unwrap_or_default(), object.name_any())
 }
 
+fn host_key(object: &NixOSHost) -> Option<&str> {
+    object.status.as_ref()?.host_key.as_deref()
+}
+
 /// What of an object makes a new pass necessary. Status, labels and other people's annotations do not.
 fn inputs(object: &NixOSHost) -> u64 {
     let mut hasher = DefaultHasher::new();
@@ -129,6 +135,21 @@ mod tests {
             let pass = begin();
             assert!(hosts.put(object).is_none(), "it has its task");
             assert_eq!(pass.is_cancelled(), cancels);
+        }
+    }
+
+    #[test]
+    fn a_recorded_host_key_that_is_removed_cancels_the_pass_in_flight_and_one_that_is_recorded_does_not() {
+        let (hosts, parent) = (Hosts::default(), CancellationToken::new());
+        let with_key = |key: Option<&str>| {
+            let status = nixos_host_api::NixOSHostStatus { host_key: key.map(str::to_owned), ..Default::default() };
+            NixOSHost { status: Some(status), ..host(1, None) }
+        };
+        let task = hosts.put(host(1, None)).unwrap();
+        for (key, cancels) in [(Some("a"), false), (Some("a"), false), (None, true), (None, false)] {
+            let pass = hosts.begin(&task.key, &parent).unwrap().1;
+            hosts.put(with_key(key));
+            assert_eq!(pass.is_cancelled(), cancels, "{key:?}");
         }
     }
 

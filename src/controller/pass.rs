@@ -9,7 +9,7 @@ use nixos_host_api::{Class, FINALIZER, HostKeyPolicy, NixOSHost, REQUESTED_AT, R
 use tokio_util::sync::CancellationToken;
 
 use super::Controller;
-use super::clients::{REQUEST_WITHIN, said};
+use super::clients::REQUEST_WITHIN;
 use super::events::{Events, happened};
 use super::finalizer;
 use super::reporter::{Context, StatusReporter};
@@ -19,6 +19,7 @@ use crate::report::State;
 use crate::stage::{Failure, Records, chain};
 use crate::wish::{HostId, SecretData, Wish};
 use crate::world::nix::RootName;
+use crate::world::ssh::HostKeyPolicy as HostKeyPolicies;
 
 /// What the host's task does next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,12 +54,12 @@ pub(super) async fn run(
     let state = if object.spec.suspend == Some(true) {
         Ok(State::Suspended)
     } else {
-        work(controller, object, &before, &reporter, &mut findings, cancel).await
+        work(controller, object, &before, &reporter, &mut findings, cancel).await?
     };
     let next = next(object, &state, &findings);
     let Ok(state) = state else {
         // Cut off by a change: the next pass reports. What it must know of landings was written down before they began.
-        drop(reporter);
+        reporter.quit().await;
         *stored = writer.stored().await;
         return Ok(Next::Now);
     };
@@ -101,7 +102,7 @@ fn findings(before: &nixos_host_api::NixOSHostStatus) -> Findings {
     }
 }
 
-/// The pass itself. `Err` if it was cut off.
+/// The pass itself. `Ok(Err)` if it was cut off.
 async fn work(
     controller: &Controller,
     object: &NixOSHost,
@@ -109,26 +110,30 @@ async fn work(
     reporter: &StatusReporter,
     findings: &mut Findings,
     cancel: &CancellationToken,
-) -> Result<State, ()> {
-    let wish = match wish(controller, object, before).await {
+) -> Result<Result<State, ()>, kube::Error> {
+    let wish = match wish(controller, object, before).await? {
         Ok(wish) => wish,
         Err(failure) => {
             findings.records.failed("Read", String::new(), &failure);
-            return Ok(failed(failure, findings));
+            return Ok(Ok(failed(failure, findings)));
         }
     };
     findings.records.forget("Read");
+    if matches!(wish.target.host_keys, HostKeyPolicies::TrustOnFirstUse { recorded: None }) {
+        // Whoever takes the key out of the status asks to trust anew, whatever was seen earlier.
+        controller.world.peers.forget(&wish.id.uid);
+    }
     let token = requested_at(object);
     let retry = token.is_some() && token != before.last_handled_reconcile_at;
     let new = before.observed_generation != object.metadata.generation;
     let mut pass = Pass { wish: &wish, world: &controller.world, reporter, cancel, retry, new, findings: std::mem::take(findings) };
     let result = Box::pin(converge(&mut pass)).await;
     *findings = pass.findings;
-    match result {
+    Ok(match result {
         Ok(verdict) => Ok(State::Settled(verdict)),
         Err(Stop::Failed(failure)) => Ok(failed(failure, findings)),
         Err(Stop::Cancelled) => Err(()),
-    }
+    })
 }
 
 /// A failure, with what happens next in words. The delay is without its jitter, and no clock value: the same failure is the same status.
@@ -168,27 +173,31 @@ fn next(object: &NixOSHost, state: &Result<State, ()>, findings: &Findings) -> N
     }
 }
 
-async fn wish(controller: &Controller, object: &NixOSHost, before: &nixos_host_api::NixOSHostStatus) -> Result<Wish, Failure> {
+async fn wish(
+    controller: &Controller,
+    object: &NixOSHost,
+    before: &nixos_host_api::NixOSHostStatus,
+) -> Result<Result<Wish, Failure>, kube::Error> {
     let id = HostId {
         namespace: object.namespace().unwrap_or_default(),
         name: object.name_any(),
         uid: object.uid().unwrap_or_default(),
         created: object.creation_timestamp().map(|time| time.0.as_second()).unwrap_or_default(),
     };
-    let ssh_key = secret(controller, &id.namespace, "connection.sshKeyRef", &object.spec.connection.ssh_key_ref.name).await;
+    let ssh_key = secret(controller, &id.namespace, "connection.sshKeyRef", &object.spec.connection.ssh_key_ref.name).await?;
     let credentials = match &object.spec.flake.credentials_ref {
-        Some(reference) => Some(secret(controller, &id.namespace, "flake.credentialsRef", &reference.name).await),
+        Some(reference) => Some(secret(controller, &id.namespace, "flake.credentialsRef", &reference.name).await?),
         None => None,
     };
-    Wish::new(id, &object.spec, &ssh_key, credentials.as_ref(), before.host_key.as_deref(), controller.args.allow_local_flakes)
+    Ok(Wish::new(id, &object.spec, &ssh_key, credentials.as_ref(), before.host_key.as_deref(), controller.args.allow_local_flakes))
 }
 
-/// The content of a Secret, by a single get: Secrets are never cached.
-async fn secret(controller: &Controller, namespace: &str, field: &str, name: &str) -> Result<SecretData, Failure> {
+/// The content of a Secret, by a single get: Secrets are never cached. `Err` if the API server does not say: that is no fault of the resource.
+async fn secret(controller: &Controller, namespace: &str, field: &str, name: &str) -> Result<Result<SecretData, Failure>, kube::Error> {
     let api: Api<Secret> = Api::namespaced(controller.clients.requests.clone(), namespace);
     let got = tokio::time::timeout(REQUEST_WITHIN, api.get(name)).await;
     let failure = |reason, problem: &str| Failure::new(reason, format!("spec.{field}: Secret {name:?} {problem}"));
-    match got {
+    Ok(match got {
         Ok(Ok(secret)) => Ok(secret.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0)).collect()),
         Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
             Err(failure(Reason::SecretNotFound, &format!("does not exist in namespace {namespace:?}")))
@@ -196,9 +205,9 @@ async fn secret(controller: &Controller, namespace: &str, field: &str, name: &st
         Ok(Err(kube::Error::Api(status))) if status.code == 403 => {
             Err(failure(Reason::Forbidden, &format!("may not be read by the controller: {}", status.message)))
         }
-        Ok(Err(error)) => Err(failure(Reason::InternalError, &format!("could not be read: {}", said(&error)))),
-        Err(_) => Err(failure(Reason::InternalError, "could not be read: the API server did not answer")),
-    }
+        Ok(Err(error)) => return Err(error),
+        Err(elapsed) => return Err(kube::Error::Service(elapsed.into())),
+    })
 }
 
 /// The resource is being deleted, and no pass of it is in flight: GC roots are dropped, the machine stays as it is.
@@ -209,7 +218,7 @@ async fn end(controller: &Controller, api: &Api<NixOSHost>, object: &NixOSHost) 
         tracing::warn!("GC roots of a deleted host could not be dropped: {}", chain(&error));
     }
     controller.world.machines.release(&uid);
-    controller.world.addresses.forget(&uid);
+    controller.world.peers.forget(&uid);
     controller.world.metrics.forget(&namespace, &name);
     finalizer::remove(api, object).await?;
     tracing::info!("deleted; the machine stays as it is");

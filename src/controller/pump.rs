@@ -106,7 +106,7 @@ fn guarded_key(object: &Guarded) -> Key {
     }
 }
 
-/// From 0.2 s, doubled up to 5 s, with jitter. kube's own goes up to 30 s and forgives only after 2 minutes.
+/// From 0.2 s, doubled up to 2 s, with jitter: after an outage there may be two of them before the first list. kube's own goes up to 30 s and forgives only after 2 minutes.
 #[derive(Debug, Default)]
 struct Pause {
     tries: u32,
@@ -116,7 +116,7 @@ impl Iterator for Pause {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        let pause = Duration::from_millis(200).saturating_mul(1 << self.tries.min(5)).min(Duration::from_secs(5));
+        let pause = Duration::from_millis(200).saturating_mul(1 << self.tries.min(5)).min(Duration::from_secs(2));
         self.tries += 1;
         Some(pause.mul_f64(rand::random_range(0.7..1.0)))
     }

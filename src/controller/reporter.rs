@@ -5,6 +5,7 @@ use std::sync::Arc;
 use nixos_host_api::{Mode, NixOSHostStatus, Reason};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::clocks;
 use super::status::{Make, WriteError, Writer, write_progress};
@@ -51,20 +52,29 @@ pub(super) struct StatusReporter {
     writer: Writer,
     newest: watch::Sender<Option<Arc<Make>>>,
     progress: JoinHandle<()>,
+    stop: CancellationToken,
 }
 
 impl StatusReporter {
     /// A reporter that has said nothing yet.
     pub(super) fn new(context: Context, writer: Writer) -> Self {
         let (newest, receiver) = watch::channel(None);
-        let progress = tokio::spawn(write_progress(writer.clone(), receiver));
-        Self { context, writer, newest, progress }
+        let stop = CancellationToken::new();
+        let progress = tokio::spawn(write_progress(writer.clone(), receiver, stop.clone()));
+        Self { context, writer, newest, progress, stop }
     }
 
     /// Says how the pass ended, whatever progress was not shown yet.
     pub(super) async fn end(self, findings: &Findings, state: State) -> Result<bool, WriteError> {
-        self.progress.abort();
-        self.writer.write(|stored| self.context.status(stored, findings, state)).await
+        let (context, writer) = (self.context.clone(), self.writer.clone());
+        self.quit().await;
+        writer.write(|stored| context.status(stored, findings, state)).await
+    }
+
+    /// Says no more. Progress that was not written yet never is.
+    pub(super) async fn quit(self) {
+        self.stop.cancel();
+        let _ = self.progress.await;
     }
 }
 

@@ -7,6 +7,7 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use nixos_host_api::{NixOSHost, NixOSHostStatus};
 use tokio::sync::{Mutex, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::clients::{REQUEST_WITHIN, said};
 
@@ -93,15 +94,16 @@ impl Writer {
 /// What makes a status of the one that is stored.
 pub(super) type Make = Box<dyn Fn(&NixOSHostStatus) -> NixOSHostStatus + Send + Sync>;
 
-/// Writes the newest of what it is given, at most every [`PROGRESS`], until its sender is dropped.
-pub(super) async fn write_progress(writer: Writer, mut newest: watch::Receiver<Option<Arc<Make>>>) {
-    while newest.changed().await.is_ok() {
+/// Writes the newest of what it is given, at most every [`PROGRESS`], until `stop`. A write that has begun is ended first: a write that the
+/// API server still works on could otherwise come after the next one.
+pub(super) async fn write_progress(writer: Writer, mut newest: watch::Receiver<Option<Arc<Make>>>, stop: CancellationToken) {
+    while let Some(Ok(())) = stop.run_until_cancelled(newest.changed()).await {
         let make = newest.borrow_and_update().clone();
         if let Some(make) = make {
             if let Err(error) = writer.write(|stored| make(stored)).await {
                 tracing::debug!("{}", crate::stage::chain(&error));
             }
-            tokio::time::sleep(PROGRESS).await;
+            stop.run_until_cancelled(tokio::time::sleep(PROGRESS)).await;
         }
     }
 }

@@ -129,7 +129,7 @@ pub async fn follow(
         loop {
             let connected = match session.take() {
                 Some(session) => session,
-                None => connect_within(world, wish, within + REVERT_WITHIN).await?,
+                None => connect_within(world, wish, within + REVERT_WITHIN).await.map_err(|failure| lost_sight(&failure.message))?,
             };
             match Client::new(&connected, &wish.target.user).wait(id).await {
                 Ok(host) if needs_us(&host, id) => return Ok((host, connected)),
@@ -142,10 +142,13 @@ pub async fn follow(
             }
         }
     };
-    tokio::time::timeout(within + REVERT_WITHIN, following).await.unwrap_or_else(|_| {
-        let message = "the machine does not answer since the activation began; it goes back to the old system by itself";
-        Err(Failure::new(Reason::Unreachable, message))
-    })
+    tokio::time::timeout(within + REVERT_WITHIN, following).await.unwrap_or_else(|_| Err(lost_sight("it does not answer")))
+}
+
+/// The end of a landing could not be seen, whatever kept us from it: a later pass asks the host.
+fn lost_sight(why: &str) -> Failure {
+    let message = format!("the machine cannot be looked at since the activation began, and goes back to the old system by itself: {why}");
+    Failure::new(Reason::Unreachable, message)
 }
 
 fn needs_us(host: &HostStatus, id: &str) -> bool {

@@ -42,23 +42,32 @@ pub struct World {
     pub landings: Semaphore,
     /// Which resource manages which machine.
     pub machines: Machines,
-    /// The address that last answered, by the resource's uid.
-    pub addresses: Addresses,
+    /// What is known of a resource's machine from the last connection, by the resource's uid.
+    pub peers: Peers,
 }
 
-/// Addresses that answered.
-#[derive(Debug, Default)]
-pub struct Addresses(Mutex<HashMap<String, String>>);
+/// A machine as the last connection found it.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// The address that answered.
+    pub address: String,
+    /// The host key that it showed.
+    pub host_key: ssh::HostKey,
+}
 
-impl Addresses {
-    /// The one that answered last.
-    pub fn get(&self, uid: &str) -> Option<String> {
+/// Machines as the last connections found them.
+#[derive(Debug, Default)]
+pub struct Peers(Mutex<HashMap<String, Peer>>);
+
+impl Peers {
+    /// The machine of a resource.
+    pub fn get(&self, uid: &str) -> Option<Peer> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
     }
 
     /// Remembers one that answered.
-    pub fn put(&self, uid: &str, address: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned(), address.to_owned());
+    pub fn put(&self, uid: &str, peer: Peer) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned(), peer);
     }
 
     /// Forgets a resource.

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 
 use super::copy::{LocalStore, NixStore};
 use super::nix::{Nix, NixConfig, StartError, StoreQuery, StoreQueryError};
-use super::{Addresses, Machines, World, exec};
+use super::{Machines, Peers, World, exec};
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::nix::StorePath;
@@ -46,7 +46,7 @@ impl World {
             copies: Semaphore::new(limits.copies),
             landings: Semaphore::new(limits.landings),
             machines: Machines::default(),
-            addresses: Addresses::default(),
+            peers: Peers::default(),
         })
     }
 }

@@ -99,6 +99,11 @@ async fn an_api_server_that_was_dead_or_frozen_is_heard_again_within_ten_seconds
     scenario.plane.ready().await;
     heard(&scenario, "7s").await;
     assert_eq!(scenario.get(0)["status"]["history"].as_array().unwrap().len(), 1, "nothing was landed again");
+    let statuses = scenario.oracle().statuses(&name(0));
+    assert!(
+        statuses.iter().all(|status| !status.to_string().contains("InternalError")),
+        "an outage is no fault of the resource: {statuses:?}"
+    );
     scenario.finish().await;
 }
 

@@ -1,5 +1,13 @@
 //! The scenarios, on a real API server and real hosts. Each is told in its test's name; `e2e/README.md` says how to run one.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, clippy::print_stderr, missing_docs, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    missing_docs,
+    reason = "tests"
+)]
 #![allow(clippy::cast_precision_loss, clippy::float_cmp, reason = "Prometheus counts in floats")]
 #![allow(clippy::needless_pass_by_value, reason = "json!(…) at the place of use reads better than &json!(…)")]
 

@@ -78,6 +78,10 @@ async fn an_activation_that_hangs_is_ended_by_the_host() {
 const CUTS: &str =
     "[Service]\nType=oneshot\nRemainAfterExit=true\nExecStart=/usr/sbin/ip link set eth0 down\nExecStop=/usr/sbin/ip link set eth0 up\n";
 
+/// A unit that keeps sshd from listening for as long as it runs; connections that are open stay.
+const NO_SSHD: &str = "[Service]\nType=oneshot\nRemainAfterExit=true\nExecStart=/usr/bin/systemctl mask --runtime --now ssh.service\n\
+    ExecStop=/usr/bin/systemctl unmask --runtime ssh.service\nExecStopPost=/usr/bin/systemctl start --no-block ssh.service\n";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_system_that_cuts_the_network_is_undone_by_the_host_alone() {
     cut_off(|knobs| knobs.unit("cuts.service", CUTS)).await;
@@ -85,7 +89,7 @@ async fn a_system_that_cuts_the_network_is_undone_by_the_host_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_system_without_sshd_is_undone_by_the_host_alone() {
-    cut_off(|knobs| knobs.unit("ssh.service", "[Service]\nExecStart=/bin/false\n")).await;
+    cut_off(|knobs| knobs.unit("no-sshd.service", NO_SSHD)).await;
 }
 
 async fn cut_off(spoil: impl FnOnce(&mut Knobs) -> &mut Knobs) {

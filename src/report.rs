@@ -294,3 +294,142 @@ fn applied_flake(locked: &LockedFlake) -> AppliedFlake {
 fn seconds(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::nix::Evaluated;
+
+    const OLD: &str = "/nix/store/00000000000000000000000000000000-nixos-system-web-old";
+    const NEW: &str = "/nix/store/11111111111111111111111111111111-nixos-system-web-new";
+
+    fn locked(rev: &str) -> LockedFlake {
+        LockedFlake {
+            reference: format!("git+https://example.org/infra?rev={rev}"),
+            rev: Some(rev.into()),
+            followed: Some("main".into()),
+            nar_hash: "sha256-x".into(),
+            fingerprint: rev.into(),
+            last_modified: 0,
+        }
+    }
+
+    fn host(current: &str) -> HostStatus {
+        let path = Some(current.parse().unwrap());
+        HostStatus {
+            current: path.clone(),
+            boot_default: path,
+            nixos_version: Some("26.05".into()),
+            has_nix: true,
+            ..HostStatus::default()
+        }
+    }
+
+    /// What is found on a host that runs `current` and should run [`NEW`] of revision `bbbbbbb…`.
+    fn findings(current: Result<&str, Reason>) -> Findings {
+        let evaluated = Evaluated {
+            drv: format!("{NEW}.drv").parse().unwrap(),
+            out: NEW.parse().unwrap(),
+            system: None,
+            nixos_version: None,
+            kernel_version: None,
+            host_name: None,
+            cached: false,
+        };
+        Findings {
+            host: Some(current.map(host).map_err(|reason| Failure::new(reason, "no answer"))),
+            locked: Some(locked("bbbbbbbbb")),
+            evaluated: Some(evaluated),
+            landed: Some(OLD.parse().unwrap()),
+            ..Findings::default()
+        }
+    }
+
+    fn status(previous: &NixOSHostStatus, findings: &Findings, state: State, second: i64) -> NixOSHostStatus {
+        let report = Report {
+            previous,
+            written: &previous.conditions,
+            generation: 3,
+            requested_at: None,
+            trusts_first_use: false,
+            mode: Mode::Switch,
+            findings,
+            state,
+            now: Timestamp::from_second(second).unwrap(),
+        };
+        report.status()
+    }
+
+    fn said(status: &NixOSHostStatus) -> Vec<String> {
+        status.conditions.iter().map(|found| format!("{}={} {}", found.type_, found.status, found.reason)).collect()
+    }
+
+    #[test]
+    fn what_runs_is_applied_only_if_it_was_read_back() {
+        let landed = status(&NixOSHostStatus::default(), &findings(Ok(NEW)), State::Settled(Verdict::UpToDate(String::new())), 1);
+        assert_eq!(landed.flake.as_ref().unwrap().applied, landed.flake.as_ref().unwrap().attempted);
+        assert_eq!(landed.revision.as_deref(), Some("main@bbbbbbb"));
+        let old = status(
+            &NixOSHostStatus::default(),
+            &findings(Ok(OLD)),
+            State::Failed(Failure::new(Reason::BuildFailed, "x"), String::new()),
+            1,
+        );
+        assert_eq!((old.flake.unwrap().applied, old.revision), (None, None), "what was never landed by us has no revision");
+    }
+
+    #[test]
+    fn what_was_applied_stays_applied_while_it_runs_and_goes_with_it() {
+        let failed = || State::Failed(Failure::new(Reason::BuildFailed, "x"), String::new());
+        let mut first = findings(Ok(NEW));
+        let landed = status(&NixOSHostStatus::default(), &first, State::Settled(Verdict::UpToDate(String::new())), 1);
+        first.evaluated.as_mut().unwrap().out = OLD.parse().unwrap();
+        first.locked = Some(locked("ccccccccc"));
+        let next = status(&landed, &first, failed(), 2);
+        assert_eq!(next.flake.as_ref().unwrap().applied.as_ref().unwrap().rev.as_deref(), Some("bbbbbbbbb"));
+        assert_eq!(next.revision.as_deref(), Some("main@bbbbbbb"));
+        first.host = Some(Ok(host("/nix/store/22222222222222222222222222222222-by-hand")));
+        assert_eq!(status(&next, &first, failed(), 3).flake.unwrap().applied, None, "somebody switched it");
+    }
+
+    #[test]
+    fn the_conditions_of_each_state() {
+        let none = NixOSHostStatus::default();
+        let all = |found: Findings, state| said(&status(&none, &found, state, 1)).join(", ");
+        expect_test::expect![
+            "Drifted=False NoDrift, Reachable=True Answered, Ready=Unknown Progressing, Reconciling=True Building, UpToDate=False OutOfDate"
+        ]
+        .assert_eq(&all(findings(Ok(OLD)), State::Doing(Reason::Building, "3 of 4".into())));
+        expect_test::expect!["Drifted=Unknown NotObserved, Reachable=False Unreachable, Ready=False Unreachable, Reconciling=True ProgressingWithRetry, UpToDate=Unknown NotObserved"]
+            .assert_eq(&all(findings(Err(Reason::Unreachable)), State::Failed(Failure::new(Reason::Unreachable, "no answer"), "soon".into())));
+        expect_test::expect![
+            "Drifted=False NoDrift, Reachable=True Answered, Ready=False UnitsFailed, Stalled=True UnitsFailed, UpToDate=False OutOfDate"
+        ]
+        .assert_eq(&all(findings(Ok(OLD)), State::Failed(Failure::new(Reason::UnitsFailed, "web"), "held".into())));
+        expect_test::expect!["Drifted=Unknown NotObserved, Reachable=True Answered, Ready=False PrivilegeRefused, Stalled=True PrivilegeRefused, UpToDate=Unknown NotObserved"]
+            .assert_eq(&all(findings(Err(Reason::PrivilegeRefused)), State::Failed(Failure::new(Reason::PrivilegeRefused, "sudo"), "soon".into())));
+        expect_test::expect!["Reachable=Unknown NotObserved, Ready=False Suspended, UpToDate=Unknown NotObserved"]
+            .assert_eq(&all(Findings::default(), State::Suspended));
+    }
+
+    #[test]
+    fn the_same_findings_later_are_the_same_status() {
+        let (found, state) = (findings(Ok(NEW)), || State::Settled(Verdict::UpToDate(String::new())));
+        let first = status(&NixOSHostStatus::default(), &found, state(), 100);
+        assert_eq!(status(&first, &found, state(), 200), first);
+    }
+
+    #[test]
+    fn a_landing_goes_to_the_top_of_a_bounded_history() {
+        let mut found = findings(Ok(NEW));
+        let mut now = NixOSHostStatus::default();
+        for second in 0..15 {
+            let failure = (second % 2 == 1).then(|| Failure::new(Reason::ActivationFailed, "x"));
+            found.ended = vec![Ended { system: NEW.parse().unwrap(), revision: format!("main@{second}"), mode: Mode::Switch, failure }];
+            now = status(&now, &found, State::Settled(Verdict::UpToDate(String::new())), second);
+        }
+        assert_eq!(now.history.len(), HISTORY);
+        assert_eq!((now.history[0].revision.as_str(), now.history[0].outcome), ("main@14", Outcome::Succeeded));
+        assert_eq!((now.history[1].reason.as_str(), now.history[1].outcome), ("ActivationFailed", Outcome::Rejected));
+    }
+}

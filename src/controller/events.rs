@@ -150,3 +150,71 @@ fn event(object: &NixOSHost, happened: Happened) -> Event {
         ..Event::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use nixos_host_api::{AppliedFlake, FlakeStatus, HistoryEntry, Mode};
+
+    fn condition(kind: &str, status: &str, reason: &str) -> Condition {
+        Condition {
+            type_: kind.into(),
+            status: status.into(),
+            reason: reason.into(),
+            message: format!("because of {reason}"),
+            observed_generation: None,
+            last_transition_time: Time(jiff::Timestamp::UNIX_EPOCH),
+        }
+    }
+
+    fn status(rev: &str, conditions: &[(&str, &str, &str)], landings: &[(&str, Outcome, &str)]) -> NixOSHostStatus {
+        let flake = AppliedFlake { url: format!("git+https://h/x?rev={rev}"), rev: Some(rev.into()), nar_hash: String::new() };
+        let entry = |(revision, outcome, reason): &(&str, Outcome, &str)| HistoryEntry {
+            system: "/nix/store/x".into(),
+            revision: (*revision).into(),
+            mode: Mode::Switch,
+            outcome: *outcome,
+            reason: (*reason).into(),
+            message: Some("what happened".into()),
+            time: Time(jiff::Timestamp::UNIX_EPOCH),
+        };
+        NixOSHostStatus {
+            flake: Some(FlakeStatus { attempted: Some(flake), applied: None }),
+            conditions: conditions.iter().map(|(kind, status, reason)| condition(kind, status, reason)).collect(),
+            history: landings.iter().map(entry).collect(),
+            ..NixOSHostStatus::default()
+        }
+    }
+
+    fn reasons(before: &NixOSHostStatus, now: &NixOSHostStatus) -> Vec<String> {
+        happened(before, now).into_iter().map(|event| format!("{}{}", if event.warning { "!" } else { "" }, event.reason)).collect()
+    }
+
+    #[test]
+    fn a_pass_that_changes_nothing_tells_nothing() {
+        let same = status(
+            "a",
+            &[("Stalled", "True", "BuildFailed"), ("Reachable", "False", "Unreachable")],
+            &[("a", Outcome::Succeeded, "Succeeded")],
+        );
+        assert_eq!(reasons(&same, &same.clone()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn each_transition_is_told_once() {
+        let landed = [("a", Outcome::Succeeded, "Succeeded")];
+        let good = status("a", &[("Reachable", "True", "Answered"), ("Drifted", "False", "NoDrift")], &landed);
+        assert_eq!(reasons(&NixOSHostStatus::default(), &good), ["NewRevision", "Landed"]);
+        let gone = status("a", &[("Reachable", "False", "Unreachable")], &landed);
+        assert_eq!(reasons(&good, &gone), ["!Unreachable"]);
+        assert_eq!(reasons(&gone, &good), ["Answered"]);
+        let drifted = status("a", &[("Reachable", "True", "Answered"), ("Drifted", "True", "Drift")], &landed);
+        assert_eq!(reasons(&good, &drifted), ["!Drift"]);
+        assert_eq!(reasons(&drifted, &good), ["NoDrift"]);
+        let rejected = status("b", &[("Stalled", "True", "UnitsFailed")], &[("b", Outcome::Rejected, "UnitsFailed"), landed[0]]);
+        assert_eq!(reasons(&good, &rejected), ["NewRevision", "!UnitsFailed"], "a rejected landing is not told twice");
+        let stalled = status("b", &[("Stalled", "True", "BuildFailed"), ("Ready", "False", "BuildFailed")], &landed);
+        assert_eq!(reasons(&good, &stalled), ["NewRevision", "!BuildFailed"]);
+    }
+}

@@ -45,7 +45,7 @@ test: setup unit nix e2e ## Everything, from nothing
 
 demo: setup ## Show it: three hosts land, follow a commit, and come back from a bad one. KEEP=1 leaves it running
 	$(cargo) build -p nixos-host-controller -p nixos-host-e2e
-	$(enter) $${CARGO_TARGET_DIR:-target}/debug/tour
+	$(enter) $${CARGO_TARGET_DIR:-target}/debug/demo
 
 demo-stop: ## End what `make demo KEEP=1` left running
 	@for kept in $(cache)/runs/*/demo/kept; do \

@@ -1,9 +1,9 @@
 //! A change with its build, one that is built already, and none at all; each on both sides in turn.
 
 use crate::{
-    RUNS,
+    RUNS, Wanted,
     sides::{Ours, Theirs, calm, prebuild},
-    table::{Goal, Row, say},
+    table::{Goal, Row, Rows, say},
 };
 
 /// One kind of change.
@@ -36,9 +36,17 @@ impl Kind {
     }
 }
 
-/// The rows that are wanted.
-pub(crate) async fn rows(ours: &mut Ours, theirs: &mut Theirs, wanted: &impl Fn(&str) -> bool) -> Vec<Row> {
-    let kinds = [Kind::Build, Kind::Settle, Kind::Prebuilt, Kind::Nothing].into_iter().filter(|kind| wanted(kind.name()));
+/// Measures the rows that are wanted.
+pub(crate) async fn measure(wanted: Wanted, into: Rows) {
+    say("starting a control plane, two times eight hosts and two repositories");
+    let (mut ours, mut theirs) = (Ours::start().await, Theirs::start().await);
+    for row in rows(&mut ours, &mut theirs, &wanted).await {
+        into.push(row);
+    }
+}
+
+async fn rows(ours: &mut Ours, theirs: &mut Theirs, wanted: &Wanted) -> Vec<Row> {
+    let kinds = [Kind::Build, Kind::Settle, Kind::Prebuilt, Kind::Nothing].into_iter().filter(|kind| wanted.contains(&kind.name()));
     let mut rows: Vec<(Kind, Row)> = kinds.map(|kind| (kind, kind.row())).collect();
     // The first landing is not a change, and fills every cache
     let (first, their_first) = (ours.commit(1), theirs.commit(1));

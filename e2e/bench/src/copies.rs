@@ -22,16 +22,26 @@ use nixos_host_e2e::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    RUNS,
+    RUNS, Wanted,
     sides::{LONG, calm, ssh_options},
-    table::{Goal, Row, say},
+    table::{Goal, Row, Rows, say},
 };
 
 const GC_ROOT: &str = "/nix/var/nix/gcroots/nixos-host-controller/bench";
 const ROUND_TRIP: Duration = Duration::from_millis(50);
 
+/// Measures the rows that are wanted.
+pub(crate) async fn measure(wanted: Wanted, into: Rows) {
+    if wanted.contains(&"copy-large") {
+        into.push(large().await);
+    }
+    if wanted.contains(&"copy-small") {
+        into.push(small().await);
+    }
+}
+
 /// 210 paths of 515 MB over the link as it is.
-pub(crate) async fn large() -> Row {
+async fn large() -> Row {
     say("making 210 paths of 515 MB");
     let root = store_paths(209, 515_000_000 / 209);
     let (ours, theirs) = (Side::start().await, Side::start().await);
@@ -49,7 +59,7 @@ pub(crate) async fn large() -> Row {
 }
 
 /// 2,000 small paths over a link with a round trip of 50 ms. `nix copy` takes minutes: it is run once.
-pub(crate) async fn small() -> Row {
+async fn small() -> Row {
     say("making 2,000 small paths");
     let root = store_paths(1999, 2000);
     let (ours, theirs) = (Side::start().await, Side::start().await);

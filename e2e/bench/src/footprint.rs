@@ -6,27 +6,25 @@ use nixos_host_e2e::{
 };
 
 use crate::{
+    Wanted,
     sides::{Ours, options},
-    table::{Goal, Row, say},
+    table::{Goal, Row, Rows, say},
 };
 
-/// The rows that are wanted.
-pub(crate) async fn rows(wanted: &impl Fn(&str) -> bool) -> Vec<Row> {
+/// Measures the rows that are wanted.
+pub(crate) async fn measure(wanted: Wanted, into: Rows) {
     let mut ours = Ours::start().await;
     let rev = ours.scenario.repository.head();
     ours.apply(&rev, "0s").await;
     // Another controller, whose programs are counted: by wrappers, which a confined evaluation may not run
     ours.scenario.start_controller(Options { allow_local_flakes: true, ..options() }).await;
     ours.look().await;
-    let mut rows = Vec::new();
-    if wanted("processes") {
-        rows.push(processes(&mut ours).await);
+    if wanted.contains(&"processes") {
+        into.push(processes(&mut ours).await);
     }
-    if wanted("memory") {
-        rows.push(memory(&mut ours).await);
+    if wanted.contains(&"memory") {
+        into.push(memory(&mut ours).await);
     }
-    rows.sort_by_key(|row| row.unit.is_empty());
-    rows
 }
 
 async fn processes(ours: &mut Ours) -> Row {

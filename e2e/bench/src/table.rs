@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::{Write as _, stdout};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a row is held to.
 #[derive(Debug, Clone, Copy)]
@@ -72,6 +73,22 @@ impl Row {
             list(&self.ours),
             if self.theirs.is_empty() { "–".into() } else { list(&self.theirs) }
         )
+    }
+}
+
+/// The rows so far, whatever becomes of those who add to them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Rows(Arc<Mutex<Vec<Row>>>);
+
+impl Rows {
+    /// Adds a row.
+    pub(crate) fn push(&self, row: Row) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(row);
+    }
+
+    /// All of them.
+    pub(crate) fn take(&self) -> Vec<Row> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

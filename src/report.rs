@@ -59,7 +59,7 @@ impl Report<'_> {
         NixOSHostStatus {
             observed_generation: Some(self.generation),
             conditions: self.conditions(&system),
-            revision: self.revision(&flake),
+            revision: self.revision(&system),
             last_handled_reconcile_at: self.requested_at.map(str::to_owned).or_else(|| self.previous.last_handled_reconcile_at.clone()),
             facts: self.facts(),
             host_key: self.host_key(),
@@ -94,28 +94,38 @@ impl Report<'_> {
         }
     }
 
-    /// `applied` is what runs, as read from the host: the wanted flake if its system runs, the one before if that still runs, else nothing.
+    /// Whether a landing is on its way on the host: what runs is on probation.
+    fn landing(&self) -> bool {
+        self.host().and_then(|host| host.landing.as_ref()).is_some_and(|landing| landing.active && !landing.state.is_final())
+    }
+
+    /// Whether the wanted system runs, as read from the host.
+    fn runs_desired(&self, system: &SystemStatus) -> bool {
+        let desired = self.findings.evaluated.as_ref().map(|evaluated| evaluated.out.as_str());
+        self.host().is_some() && desired.is_some() && system.current.as_deref() == desired
+    }
+
+    /// `applied` is what runs and was landed, as read from the host: the wanted flake if its system runs, the one before if that still runs,
+    /// else nothing.
     fn flake(&self, system: &SystemStatus) -> FlakeStatus {
         let before = self.previous.flake.clone().unwrap_or_default();
         let attempted = self.findings.locked.as_ref().map(applied_flake).or(before.attempted.clone());
         let runs_before = self.previous.system.as_ref().is_some_and(|previous| previous.current == system.current);
-        let applied = match &self.findings.evaluated {
-            Some(evaluated) if system.current.as_deref() == Some(evaluated.out.as_str()) && self.host().is_some() => attempted.clone(),
-            _ if runs_before => before.applied,
-            _ => None,
+        let applied = match () {
+            () if self.runs_desired(system) && !self.landing() => attempted.clone(),
+            () if runs_before => before.applied,
+            () => None,
         };
         FlakeStatus { attempted, applied }
     }
 
-    fn revision(&self, flake: &FlakeStatus) -> Option<String> {
-        let before = self.previous.flake.as_ref().and_then(|flake| flake.applied.as_ref());
-        let applied = flake.applied.as_ref()?;
-        let locked = self.findings.locked.as_ref().filter(|locked| applied_flake(locked) == *applied);
-        match locked {
-            Some(locked) => Some(locked.short()),
-            None if before == Some(applied) => self.previous.revision.clone(),
-            None => applied.rev.as_deref().map(|rev| rev.chars().take(7).collect()),
+    /// What runs, for people: also while it is on probation.
+    fn revision(&self, system: &SystemStatus) -> Option<String> {
+        if self.runs_desired(system) {
+            return self.findings.locked.as_ref().map(LockedFlake::short);
         }
+        let runs_before = self.previous.system.as_ref().is_some_and(|previous| previous.current == system.current);
+        self.previous.revision.clone().filter(|_| runs_before)
     }
 
     fn facts(&self) -> Option<Facts> {
@@ -171,7 +181,7 @@ impl Report<'_> {
     }
 
     fn ready(&self, system: &SystemStatus) -> Condition {
-        let runs = self.revision(&self.flake(system)).unwrap_or_else(|| "another system".into());
+        let runs = self.revision(system).unwrap_or_else(|| "another system".into());
         match &self.state {
             State::Doing(..) => self.condition(condition::READY, "Unknown", Reason::Progressing, "work is going on; see Reconciling"),
             State::Settled(Verdict::UpToDate(note)) if note.is_empty() => {
@@ -244,7 +254,7 @@ impl Report<'_> {
         let Some(evaluated) = &self.findings.evaluated else {
             return self.condition(kind, "Unknown", Reason::NotObserved, "what the machine should run is not known yet");
         };
-        if system.current.as_deref() == Some(evaluated.out.as_str()) {
+        if self.runs_desired(system) {
             return self.condition(kind, "True", Reason::Succeeded, "runs the desired system");
         }
         let pending = self.mode == Mode::Boot && system.boot_default.as_deref() == Some(evaluated.out.as_str());
@@ -258,12 +268,12 @@ impl Report<'_> {
             return Some(self.condition(condition::DRIFTED, "Unknown", Reason::NotObserved, "the machine could not be looked at"));
         }
         let runs = if self.mode == Mode::Boot { &system.boot_default } else { &system.current };
-        let drifted = runs.as_ref() != Some(landed) && runs.as_deref() != Some("Unknown");
+        let drifted = runs.as_ref() != Some(landed) && runs.as_deref() != Some("Unknown") && !self.landing();
         Some(if drifted {
             let message = format!("runs {}, last landed was {landed}", runs.as_deref().unwrap_or("nothing known"));
             self.condition(condition::DRIFTED, "True", Reason::Drift, &message)
         } else {
-            self.condition(condition::DRIFTED, "False", Reason::NoDrift, "runs what was last landed")
+            self.condition(condition::DRIFTED, "False", Reason::NoDrift, "runs what was last landed, or is landing it")
         })
     }
 
@@ -376,6 +386,25 @@ mod tests {
             1,
         );
         assert_eq!((old.flake.unwrap().applied, old.revision), (None, None), "what was never landed by us has no revision");
+    }
+
+    #[test]
+    fn a_system_on_probation_runs_and_is_neither_applied_nor_drift() {
+        let mut found = findings(Ok(NEW));
+        let landing = crate::landing::Landing {
+            id: "a".into(),
+            active: true,
+            state: crate::landing::LandingState::Activated,
+            exit: Some(0),
+            code: String::new(),
+            why: String::new(),
+            old: None,
+            new: None,
+        };
+        found.host = Some(Ok(HostStatus { landing: Some(landing), ..host(NEW) }));
+        let now = status(&NixOSHostStatus::default(), &found, State::Doing(Reason::Verifying, String::new()), 1);
+        assert_eq!((now.flake.as_ref().unwrap().applied.as_ref(), now.revision.as_deref()), (None, Some("main@bbbbbbb")));
+        assert!(said(&now).contains(&"Drifted=False NoDrift".to_owned()), "{:?}", said(&now));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The controller is killed during each stage and started again: the host lands, once, and nothing is done twice.
 
 use nixos_host_e2e::flake::fleet::{Build, Evaluation, Fill, Packages, activation};
+use nixos_host_e2e::wait::until_true;
 use nixos_host_e2e::{Knobs, Scenario};
 use serde_json::json;
 
@@ -79,5 +80,42 @@ async fn killed_while_verifying() {
         knobs.rev = Some(2);
     })
     .await;
+    scenario.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_while_committing() {
+    let mut scenario = Scenario::builder().start().await;
+    let first = scenario.repository.head();
+    scenario.apply(0, &json!({}));
+    scenario.landed(0, &first, SOON).await;
+    // The landing's own PATH finds this one first: the commit takes some seconds.
+    scenario.hosts[0].write_file("/usr/sbin/sync", "#!/bin/sh\nsleep 6\nexec /usr/bin/sync \"$@\"\n");
+    scenario.hosts[0].shell("chmod 755 /usr/sbin/sync");
+    let rev = scenario.repository.commit(|fleet| fleet.host("web-1").rev = Some(2));
+    scenario.request(0);
+    let state = || scenario.hosts[0].shell("cut -d' ' -f1 /run/nixos-host-controller/state");
+    until_true("the host to commit", SOON, || state().trim() == "committing").await;
+    scenario.controller().kill();
+    scenario.controller().start_again();
+    scenario.landed(0, &rev, SOON).await;
+    assert_eq!(scenario.get(0)["status"]["history"].as_array().unwrap().len(), 2, "it landed once");
+    scenario.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_while_resolving() {
+    let mut scenario = Scenario::builder().start().await;
+    let first = scenario.repository.head();
+    scenario.apply(0, &json!({}));
+    scenario.landed(0, &first, SOON).await;
+    let looks = scenario.controller().executions().count("git", &["ls-remote"]);
+    let rev = scenario.repository.commit(|fleet| fleet.host("web-1").rev = Some(2));
+    scenario.request(0);
+    until_true("a look at the remote to begin", SOON, || scenario.controller().executions().count("git", &["ls-remote"]) > looks).await;
+    scenario.controller().kill();
+    scenario.controller().start_again();
+    scenario.landed(0, &rev, SOON).await;
+    assert_eq!(scenario.get(0)["status"]["history"].as_array().unwrap().len(), 2, "it landed once");
     scenario.finish().await;
 }

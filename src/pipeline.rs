@@ -196,7 +196,8 @@ impl<R: Reporter> Pass<'_, R> {
     /// The same, and says what is being done.
     pub fn begin<S: Stage>(&self, stage: &S, message: impl Into<String>) -> Result<(), Stop> {
         self.allowed(stage)?;
-        tracing::info!(stage = S::NAME, "begins");
+        tracing::Span::current().record("stage", S::NAME);
+        tracing::info!("begins: {}", S::NAME);
         self.reporter.doing(&self.findings, S::DOING, message.into());
         Ok(())
     }
@@ -206,10 +207,10 @@ impl<R: Reporter> Pass<'_, R> {
         match &result {
             Ok(value) => self.findings.records.succeeded(S::NAME, stage.key(), output(value)),
             Err(Stop::Failed(failure)) => {
-                tracing::warn!(stage = S::NAME, reason = %failure.reason, "failed: {}", failure.message);
+                tracing::warn!(reason = %failure.reason, "failed: {}: {}", S::NAME, failure.message);
                 self.findings.records.failed(S::NAME, stage.key(), failure);
             }
-            Err(Stop::Cancelled) => tracing::info!(stage = S::NAME, "cancelled"),
+            Err(Stop::Cancelled) => tracing::info!("cancelled: {}", S::NAME),
         }
         result
     }

@@ -180,7 +180,7 @@ fn retry(failures: u32) -> Next {
 /// One pass in a task of its own, so that a panic in it harms only it. `None` if it did not come to an end.
 async fn one_pass(controller: &Arc<Controller>, object: &Arc<NixOSHost>, stored: &mut Stored, cancel: &CancellationToken) -> Option<Next> {
     let (namespace, name) = hosts::key(object);
-    let span = tracing::info_span!("pass", namespace, name, generation = object.metadata.generation);
+    let span = tracing::info_span!("pass", namespace, host = name, generation = object.metadata.generation, stage = tracing::field::Empty);
     let begun = controller.world.clock.now();
     let work = {
         let (controller, object, cancel, mut stored) = (Arc::clone(controller), Arc::clone(object), cancel.clone(), std::mem::take(stored));
@@ -191,7 +191,6 @@ async fn one_pass(controller: &Arc<Controller>, object: &Arc<NixOSHost>, stored:
     };
     let mut set = JoinSet::new();
     set.spawn(work.instrument(span.clone()));
-    let _entered = span.clone();
     let (outcome, next) = match set.join_next().await {
         Some(Ok((Ok(next), now))) => {
             *stored = now;

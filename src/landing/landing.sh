@@ -3,7 +3,7 @@
 # with a reboot, as the landing does.
 #
 #   status                                             facts of the host and the state of the landing; changes nothing
-#   land ID EPOCH NEW MODE ACTIVATE COMMIT             begin: MODE is switch, boot or test; ACTIVATE and COMMIT are seconds
+#   land ID EPOCH NEW MODE ACTIVATE COMMIT             begin, then wait: MODE is switch, boot or test; ACTIVATE and COMMIT are seconds
 #   verify                                             what a person would look at after a switch; changes nothing
 #   commit ID EPOCH | revert ID EPOCH                  ask the running landing, wait for what it does
 #   wait ID                                            until the landing needs the controller or has ended, at most 20 seconds
@@ -172,7 +172,7 @@ run() {
     [ "$(get revert)" != "$id" ] || fail asked "the controller asked for the old system"
     if [ "$(get state)" = activated ] && [ "$(get commit)" = "$id" ]; then commit_; exit; fi
     [ "$(now)" -lt "$(get deadline)" ] || past_deadline
-    sleep 0.2; ticks=$((ticks + 1))
+    sleep 0.1; ticks=$((ticks + 1))
   done
 }
 watch_activation() {
@@ -180,7 +180,7 @@ watch_activation() {
     # Exit codes are no verdict, but all except 0 and 4 (switched, a unit failed) mean that something was not done.
     case $(get rc) in 0|4) ;; *) fail activation-failed "switch-to-configuration test exited with $(get rc)";; esac
     put deadline $(($(now) + $(get window))); put state activated
-  elif [ $((ticks % 10)) = 0 ] && [ "$(unit $A ActiveState)" != active ]; then
+  elif [ $((ticks % 20)) = 0 ] && [ "$(unit $A ActiveState)" != active ]; then
     sleep 1
     [ -n "$(get rc)" ] || [ "$(unit $A ActiveState)" = active ] || fail activation-killed "the activation was killed"
   fi
@@ -200,13 +200,18 @@ commit_() { # profile, then boot: `boot` makes only a generation of the profile 
   if [ "$mode" != test ]; then
     timeout 120 nix-env -p $P --set "$new" || fail commit-failed "nix-env --set failed on $P"
     stc "$new" boot 300 || fail commit-failed "switch-to-configuration boot exited with $?"
-    timeout 300 sync
+    flush
     [ "$(readlink -f $P)" = "$new" ] || fail commit-failed "the profile is $(readlink -f $P) after it was set"
     boots "$new" || fail commit-failed "the boot default is $(boot_default) after switch-to-configuration boot"
   fi
   put state committed
   rm -f $G/old $G/new
   say "committed $new"
+}
+flush() { # what the next boot needs reaches the disk, of the file systems that hold it
+  set -- /nix/store /nix/var/nix/profiles
+  for mount in /boot /boot/efi /efi; do [ ! -d $mount ] || set -- "$@" $mount; done
+  timeout 300 sync -f "$@" || timeout 300 sync
 }
 revert() { # ExecStopPost: whatever ended the landing, unless it committed the host goes back
   [ "$(get id)" = "$1" ] || return 0
@@ -249,7 +254,7 @@ main() {
   verb=$1; shift
   case $verb in
     status|verify|log) $verb;; dry) dry "$1";; wait) wait_ "$1";;
-    land) land "$@" && status;; commit|revert) ask "$verb" "$@";;
+    land) land "$@" && wait_ "$1";; commit|revert) ask "$verb" "$@";;
     _run) run "$@";; _revert) revert "$@";; _last) last "$@";;
     _activate) "$1/bin/switch-to-configuration" test; put rc $?;;
     *) exit 64;;

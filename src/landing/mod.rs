@@ -90,7 +90,7 @@ impl<'h, H: Host> Client<'h, H> {
         Ok(HostStatus::parse(&self.ask(&["status"], ANSWER_WITHIN).await?)?)
     }
 
-    /// Begins a landing, or attaches to it if it has begun. Returns as soon as the host has taken it over.
+    /// Begins a landing, or attaches to it if it has begun. Returns once it needs the controller or has ended; as it is after 20 s otherwise.
     pub async fn land(&self, order: &Order) -> Result<HostStatus, LandingError> {
         let mode = match order.mode {
             Mode::Boot => "boot",

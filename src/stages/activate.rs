@@ -119,6 +119,7 @@ async fn activated<R>(
     let Observed { session, .. } = observed;
     let ordered = Client::new(&session, &pass.wish.target.user).land(&order).await;
     let session = match ordered {
+        Ok(host) if order::needs_us(&host, &landing.id) => return Ok((host, session)),
         Ok(_) => Some(session),
         // Whether the host has taken it over is unknown: following it tells.
         Err(LandingError::Exec(ExecError::Lost(_) | ExecError::TimedOut { .. })) => None,

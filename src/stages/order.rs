@@ -151,7 +151,8 @@ fn lost_sight(why: &str) -> Failure {
     Failure::new(Reason::Unreachable, message)
 }
 
-fn needs_us(host: &HostStatus, id: &str) -> bool {
+/// Whether nothing more happens to a landing without the controller.
+pub fn needs_us(host: &HostStatus, id: &str) -> bool {
     use crate::landing::LandingState::Activated;
     host.landing
         .as_ref()

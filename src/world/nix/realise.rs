@@ -91,6 +91,8 @@ fn arguments(driver: &Driver, time: Duration, orders: &[Order]) -> Vec<String> {
         ["--option", "sandbox-fallback", "false"],
         ["--option", "fallback", "true"],
         ["--option", "timeout", &seconds],
+        // How often Nix looks again for a lock that another of our processes holds; its default is 5 s.
+        ["--option", "build-poll-interval", "1"],
     ];
     let args = fixed.into_iter().chain(options.into_iter().flatten()).chain(NETWORK);
     args.chain(orders.iter().map(|order| order.drv.as_str())).map(str::to_owned).collect()

@@ -1,4 +1,4 @@
-//! The controller is killed during each stage and started again: the host lands, once, and nothing is done twice.
+//! The controller is killed during each stage and started again: the host lands, once.
 
 use nixos_host_e2e::flake::fleet::{Build, Evaluation, Fill, Packages, activation};
 use nixos_host_e2e::wait::until_true;
@@ -36,7 +36,7 @@ async fn killed_while_evaluating() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_while_building_no_build_is_repeated() {
+async fn killed_while_building() {
     let scenario = killed_while("Building", &json!({}), |knobs| {
         knobs.rev = Some(2);
         knobs.build = Some(Build { fail: false, sleep: 8 });

@@ -4,7 +4,7 @@
 #
 #   status                                             facts of the host and the state of the landing; changes nothing
 #   land ID EPOCH NEW MODE ACTIVATE COMMIT             begin, then wait: MODE is switch, boot or test; ACTIVATE and COMMIT are seconds
-#   verify                                             what a person would look at after a switch; changes nothing
+#   verify [restarts]                                  what a person would look at after a switch, with restarts so far; changes nothing
 #   commit ID EPOCH | revert ID EPOCH                  ask the running landing, wait for what it does
 #   wait ID                                            until the landing needs the controller or has ended, at most 20 seconds
 #   log                                                the last lines of the activation
@@ -13,6 +13,9 @@
 # One transient systemd service *is* the landing. Its name is the lock, because pid 1 refuses a second one. Its ExecStopPost is
 # the revert, so that whatever ends it (exit, crash, kill, stop, time-out) without a commit brings the old system back: there is no moment in
 # which the new system is being activated and the way back is not armed. Only that service writes; requests are files that it reads.
+# Two FIFOs wake whoever waits at once: `bell` the landing, `answer` those who ask it. A ring that is lost costs a second, no more.
+#
+# Each look at a host runs this, and each process of it is felt on a small machine: what the shell can do, the shell does.
 # shellcheck disable=SC2015,SC2317 # `a && b || c` is meant: c also where b fails; functions are called by their names' values
 set -u
 PATH=${LANDING_PATH:-/run/current-system/sw/bin:/run/wrappers/bin:/usr/sbin:/usr/bin:/sbin:/bin}
@@ -27,11 +30,21 @@ G=/nix/var/nix/gcroots/nixos-host-controller
 LOCK=/run/nixos/switch-to-configuration.lock
 
 say() { echo "landing: $*"; }
-get() { read -r word 2>/dev/null <"$D/$1" && echo "$word"; }         # read strips the padding
+take() { word=; [ ! -r "$1" ] || read -r word <"$1"; }               # the first line of a file, into $word; read strips the padding
+get() { take "$D/$1"; echo "$word"; }
+tell() { take "$2"; echo "$1=$word"; }
 put() { printf '%-250.250s\n' "$2" 1<>"$D/$1"; }                     # overwrites in place: a full /run cannot stop it
+state() { put state "$1"; ring answer; }
+ring() { [ ! -p "$D/$1" ] || printf . 1<>"$D/$1"; }
+hear() { if [ -p "$D/$1" ]; then timeout 1 head -c 1 <&9 >/dev/null 2>&1; else sleep 0.2; fi; }    # after `listen` to it
+listen() { [ ! -p "$D/$1" ] || exec 9<>"$D/$1"; }
 now() { read -r up _ </proc/uptime; echo "${up%.*}"; }               # immune to a clock that jumps
 current() { readlink -f /run/current-system; }
 unit() { timeout 30 systemctl show -p "$2" --value "$1" 2>/dev/null; }
+alive() { # whether a service has processes, or is between two of its commands: its control group says so without a question to pid 1
+  for top in /sys/fs/cgroup /sys/fs/cgroup/systemd; do [ ! -d $top/system.slice ] || { [ -d "$top/system.slice/$1.service" ]; return; }; done
+  case $(unit "$1" ActiveState) in active|activating|deactivating|reloading) true;; *) false;; esac
+}
 fail() { put code "$1"; put why "$2"; say "$2"; exit 1; }
 
 # ---- what boots next ----
@@ -67,25 +80,32 @@ boots() { found=$(boot_default); [ "$found" = "$1" ] || [ "$found" = Unknown ]; 
 
 status() {
   echo "protocol=1"
-  echo "current=$(current)"; echo "booted=$(readlink -f /run/booted-system)"; echo "profile=$(readlink -f $P)"
-  echo "generation=$(readlink $P | sed -n 's/^system-\([0-9]*\)-link$/\1/p')"; echo "boot_default=$(boot_default)"
-  echo "nixos_version=$(cat /run/current-system/nixos-version 2>/dev/null)"; echo "architecture=$(cat /run/current-system/system 2>/dev/null)"
-  echo "nix=$(command -v nix-store)"; echo "kernel=$(uname -r)"; echo "boot_id=$(cat /proc/sys/kernel/random/boot_id)"
-  echo "machine=$(printf 'nixos-host-controller %s' "$(cat /etc/machine-id 2>/dev/null)" | sha256sum | cut -c 1-32)"
-  echo "running=$(timeout 10 systemctl is-system-running 2>/dev/null)"; echo "uptime=$(now)"
-  echo "landing=$(unit $U ActiveState)"; echo "activation=$(unit $A ActiveState)"
-  for word in id epoch mode state rc code why old new deadline; do echo "landing_$word=$(get $word)"; done
+  # Store paths have no white space
+  # shellcheck disable=SC2046
+  set -- $(readlink -m /run/current-system /run/booted-system $P; readlink $P) Unknown
+  echo "current=$1"; echo "booted=$2"; echo "profile=$3"
+  number=${4#system-}; echo "generation=${number%-link}"; echo "boot_default=$(boot_default)"
+  echo "nix=$(command -v nix-store)"
+  tell nixos_version /run/current-system/nixos-version; tell architecture /run/current-system/system; tell kernel /proc/sys/kernel/osrelease
+  tell boot_id /proc/sys/kernel/random/boot_id; tell machine_id /etc/machine-id
+  alive $U && echo "landing=active"
+  for name in id state rc code why old new; do tell "landing_$name" "$D/$name"; done
 }
-failed_units() { timeout 30 systemctl list-units --all --plain --no-legend --state=failed 2>/dev/null | awk '{ print $1 }' | sort; }
-restarting_units() { timeout 30 systemctl list-units --all --plain --no-legend --state=activating 2>/dev/null | awk '$4 == "auto-restart" { print $1 }' | sort; }
+# Units that failed, or wait for a restart after a failure
+troubled() {
+  timeout 30 systemctl list-units --all --plain --no-legend --state=failed,auto-restart,auto-restart-queued 2>/dev/null |
+    while read -r name _; do echo "$name"; done
+}
 verify() {
   status
-  new_units=$({ failed_units; restarting_units; } | sort -u | comm -13 "$D/failed-before" - | head -n 20)
-  echo "failed=$(echo "$new_units" | tr '\n' ' ')"
-  restarts=$(timeout 30 systemctl show -p Id -p NRestarts '*.service' 2>/dev/null |
+  echo "running=$(timeout 10 systemctl is-system-running 2>/dev/null)"
+  troubled=$(troubled | grep -vxF -f "$D/failed-before" | head -n 20)
+  restarts=
+  [ "${1:-}" != restarts ] || restarts=$(timeout 30 systemctl show -p Id -p NRestarts '*.service' 2>/dev/null |
     awk -F= '$1 == "Id" { id = $2 } $1 == "NRestarts" { n = $2 } NF == 0 { if (n > 0) print id ":" n; n = 0 } END { if (n > 0) print id ":" n }' | head -n 50)
-  echo "restarts=$(echo "$restarts" | tr '\n' ' ')"
-  for name in $({ echo "$new_units"; echo "$restarts" | cut -d: -f1; } | awk 'NF && !seen[$0]++' | head -n 5); do
+  # shellcheck disable=SC2086 # one line of words
+  { echo failed=$troubled; echo restarts=$restarts; }
+  [ -z "$troubled$restarts" ] || for name in $({ echo "$troubled"; echo "$restarts" | cut -d: -f1; } | awk 'NF && !seen[$0]++' | head -n 5); do
     timeout 30 journalctl -q -u "$name" -n 8 -o cat --no-pager 2>/dev/null | cut -c 1-300 | sed "s|^|journal=$name: |"
   done
 }
@@ -101,18 +121,19 @@ dry() { NIXOS_NO_CHECK=1 timeout 120 "$1/bin/switch-to-configuration" dry-activa
 refuse() { say "refused: $1: $2"; exit "$3"; }
 land() {
   id=$1 epoch=$2 new=$3 mode=$4 activate=$5 commit=$6
-  [ "$(get id)" = "$id" ] && [ "$(unit $U ActiveState)" = active ] && return 0
+  [ "$(get id)" = "$id" ] && alive $U && return 0
   { [ -x "$new/bin/switch-to-configuration" ] && [ -f "$new/nixos-version" ]; } || refuse invalid "$new is not a NixOS system" 65
-  nix-store --check-validity "$new" || refuse invalid "$new is not in the store" 65
   case $(timeout 30 systemctl is-system-running) in stopping|maintenance) refuse not-ready "the host is stopping or in maintenance" 75;; esac
   [ ! -e $LOCK ] || flock -n $LOCK true || refuse busy "another switch-to-configuration is running" 75
-  [ "$(unit $A ActiveState)" != active ] || refuse busy "a nixos-rebuild is running" 75
-  boots "$(current)" || [ "$mode" = boot ] || [ "$(boot_default)" = "$(readlink -f $P)" ] || refuse boot-default "the boot default is $(boot_default), not what runs: a crash now would not bring $(current) back" 78
-  mkdir -p $D || refuse cannot-write "cannot write to $D" 73
+  ! alive $A || refuse busy "a nixos-rebuild is running" 75
+  old=$(current) default=$(boot_default)
+  [ "$default" = "$old" ] || [ "$default" = Unknown ] || [ "$mode" = boot ] || [ "$default" = "$(readlink -f $P)" ] ||
+    refuse boot-default "the boot default is $default, not what runs: a crash now would not bring $old back" 78
+  mkdir -p $D && { [ -p $D/bell ] || mkfifo $D/bell $D/answer; } || refuse cannot-write "cannot write to $D" 73
   # By rename: a shell reads its script while it runs it.
   printf '%s\n' "$script" >$D/script.new && mv -f $D/script.new $D/script || refuse cannot-write "cannot write to $D" 73
-  rm -f $D/refused
-  old=$(current)
+  [ ! -e $D/refused ] || rm -f $D/refused
+  listen answer
   # DefaultDependencies=no and IgnoreOnIsolate: emergency.target and isolate must not take the way back with them.
   if systemd-run --quiet --collect --no-ask-password --unit=$U --service-type=exec -p DefaultDependencies=no -p IgnoreOnIsolate=yes \
     -p Conflicts=shutdown.target -p Before=shutdown.target -p OOMScoreAdjust=-1000 -p RuntimeMaxSec=$((activate + commit + 900)) -p TimeoutStopSec=900 \
@@ -120,29 +141,28 @@ land() {
     -p "ExecStopPost=-/bin/sh $D/script _revert $id" -p "ExecStopPost=-/bin/sh $D/script _last $id" \
     /bin/sh $D/script _run "$id" "$epoch" "$new" "$mode" "$activate" "$commit"; then
     tries=0
-    while [ "$(get id)" != "$id" ] && [ ! -e $D/refused ] && [ $tries -lt 100 ]; do sleep 0.1; tries=$((tries + 1)); done
+    while [ "$(get id)" != "$id" ] && [ ! -e $D/refused ] && [ $tries -lt 10 ]; do hear answer; tries=$((tries + 1)); done
     [ ! -e $D/refused ] || refuse "$(cut -d' ' -f1 $D/refused)" "$(cut -d' ' -f2- $D/refused)" 75
     return 0
   fi
   [ "$(get id)" = "$id" ] || refuse busy "another landing is running: $(get id)" 75
 }
-# Whether the landing is no longer there. Asking pid 1 costs more than all else in these loops: only at every 20th of its TRIES.
-gone() { [ $(($1 % 20)) = 0 ] && case $(unit $U ActiveState) in inactive|failed|"") true;; *) false;; esac; }
 # Until the state is one in which something is up to the controller, or the landing has gone.
-settled() { # TRIES
-  case $(get state) in activated|committed|reverted|superseded|failed) return 0;; esac
-  gone "$1"
+settled() { case $(get state) in activated|committed|reverted|superseded|failed) true;; *) ! alive $U;; esac; }
+wait_() {
+  listen answer
+  tries=0; while [ "$(get id)" = "$1" ] && [ $tries -lt 20 ] && ! settled; do hear answer; tries=$((tries + 1)); done
+  status
 }
-wait_() { tries=0; while [ "$(get id)" = "$1" ] && [ $tries -lt 200 ] && ! settled $tries; do sleep 0.1; tries=$((tries + 1)); done; status; }
 ask() { # VERB ID EPOCH
   [ "$(get id)" = "$2" ] || refuse other "the landing here is $(get id)" 75
   [ "$(get epoch)" -le "$3" ] || refuse fenced "epoch $3 is older than $(get epoch)" 77
-  put "$1" "$2" || refuse cannot-write "cannot write to $D" 73
+  listen answer
+  put "$1" "$2" && ring bell || refuse cannot-write "cannot write to $D" 73
   tries=0
-  while [ $tries -lt 4000 ]; do
+  while [ $tries -lt 400 ] && alive $U; do
     case $(get state) in committed|reverted|superseded) break;; esac
-    ! gone $tries || break
-    sleep 0.1; tries=$((tries + 1))
+    hear answer; tries=$((tries + 1))
   done
   status
 }
@@ -150,39 +170,39 @@ ask() { # VERB ID EPOCH
 # ---- the landing: only what follows changes the host ----
 
 stc() { system=$1 goal=$2 limit=$3; NIXOS_NO_CHECK=1 NIXOS_INSTALL_BOOTLOADER=0 timeout -k 10 "$limit" "$system/bin/switch-to-configuration" "$goal"; }
-not_now() { echo "$*" >$D/refused; exit 0; }
+not_now() { echo "$*" >$D/refused; ring answer; exit 0; }
 run() {
   id=$1 epoch=$2 new=$3 mode=$4 activate=$5 commit=$6 old=$(current) profile=$(readlink -f $P)
   last=$(get epoch)
   [ "$epoch" -ge "${last:-0}" ] || not_now "fenced epoch $epoch is older than $last"
   mkdir -p $G && ln -sfn "$old" $G/old && ln -sfn "$new" $G/new || not_now "cannot-write cannot write to $G"
-  { failed_units; restarting_units; } | sort -u >$D/failed-before
+  troubled >$D/failed-before
   for word in code why rc commit revert deadline; do put $word "" || not_now "cannot-write cannot write to $D"; done
   put state armed && put epoch "$epoch" && put mode "$mode" && put old "$old" && put profile "$profile" && put new "$new" &&
     put target "$(unit default.target ActiveState)" && put window "$commit" && put deadline $(($(now) + activate)) && put id "$id" || not_now "cannot-write cannot write to $D"
+  listen bell
   [ "$mode" != boot ] || { commit_; exit; }
-  put state activating
+  state activating
   # Its output goes to the journal: a pipe into the connection would kill it when the connection dies.
   systemd-run --quiet --collect --no-ask-password --unit=$A --service-type=exec -p DefaultDependencies=no -p IgnoreOnIsolate=yes \
     -p KillMode=control-group -p TimeoutStopSec=10 -E NIXOS_INSTALL_BOOTLOADER=0 -E "LANDING_PATH=$PATH" /bin/sh $D/script _activate "$new" ||
     fail activation-failed "the activation could not be started"
-  ticks=0
   while :; do
     [ "$(get state)" != activating ] || watch_activation
     [ "$(get revert)" != "$id" ] || fail asked "the controller asked for the old system"
     if [ "$(get state)" = activated ] && [ "$(get commit)" = "$id" ]; then commit_; exit; fi
     [ "$(now)" -lt "$(get deadline)" ] || past_deadline
-    sleep 0.1; ticks=$((ticks + 1))
+    hear bell
   done
 }
 watch_activation() {
   if [ -n "$(get rc)" ]; then
     # Exit codes are no verdict, but all except 0 and 4 (switched, a unit failed) mean that something was not done.
     case $(get rc) in 0|4) ;; *) fail activation-failed "switch-to-configuration test exited with $(get rc)";; esac
-    put deadline $(($(now) + $(get window))); put state activated
-  elif [ $((ticks % 20)) = 0 ] && [ "$(unit $A ActiveState)" != active ]; then
+    put deadline $(($(now) + $(get window))); state activated
+  elif ! alive $A; then
     sleep 1
-    [ -n "$(get rc)" ] || [ "$(unit $A ActiveState)" = active ] || fail activation-killed "the activation was killed"
+    [ -n "$(get rc)" ] || alive $A || fail activation-killed "the activation was killed"
   fi
 }
 past_deadline() {
@@ -196,7 +216,7 @@ commit_() { # profile, then boot: `boot` makes only a generation of the profile 
     boot) [ "$(current)" = "$old" ] || fail superseded "somebody else switched";;
     *) [ "$(current)" = "$new" ] || fail superseded "somebody else switched to $(current)";;
   esac
-  put state committing
+  state committing
   if [ "$mode" != test ]; then
     timeout 120 nix-env -p $P --set "$new" || fail commit-failed "nix-env --set failed on $P"
     stc "$new" boot 300 || fail commit-failed "switch-to-configuration boot exited with $?"
@@ -204,7 +224,7 @@ commit_() { # profile, then boot: `boot` makes only a generation of the profile 
     [ "$(readlink -f $P)" = "$new" ] || fail commit-failed "the profile is $(readlink -f $P) after it was set"
     boots "$new" || fail commit-failed "the boot default is $(boot_default) after switch-to-configuration boot"
   fi
-  put state committed
+  state committed
   rm -f $G/old $G/new
   say "committed $new"
 }
@@ -218,9 +238,9 @@ revert() { # ExecStopPost: whatever ended the landing, unless it committed the h
   began=no
   case $(get state) in armed|activating|activated|reverting) ;; committing) began=yes;; *) return 0;; esac
   old=$(get old) profile=$(get profile)
-  case $(current) in "$old"|"$(get new)") ;; *) put code superseded; put why "somebody else switched to $(current)"; put state superseded; return 0;; esac
+  case $(current) in "$old"|"$(get new)") ;; *) put code superseded; put why "somebody else switched to $(current)"; state superseded; return 0;; esac
   [ -n "$(get code)" ] || { put code killed; put why "the landing was stopped or killed"; }
-  put state reverting
+  state reverting
   say "going back to $old: $(get why)"
   timeout 30 systemctl kill -s KILL $A 2>/dev/null; timeout 60 systemctl stop $A 2>/dev/null
   [ "$(readlink -f $P)" = "$profile" ] || timeout 120 nix-env -p $P --set "$profile"
@@ -233,7 +253,7 @@ revert() { # ExecStopPost: whatever ended the landing, unless it committed the h
     home || { timeout 30 systemctl start --no-block default.target; sleep 15; }
   fi
   [ $began = no ] || boots "$old" || { put why "$(get why); the boot default could not be set back"; return 0; }
-  home && put state reverted && rm -f $G/old $G/new
+  home && state reverted && rm -f $G/old $G/new
   say "$(get state): current system is $(current)"
 }
 leave_emergency() { # the bus is dead there, and the real switch-to-configuration needs it
@@ -246,17 +266,17 @@ last() { # second ExecStopPost: if even the revert did not come through, boot th
   case $(get state) in committed|superseded|"") return 0;; esac
   home && return 0
   [ "$(timeout 30 systemctl is-system-running)" != stopping ] || return 0
-  [ "$(boot_default)" = "$(get old)" ] || { put state failed; say "cannot reboot into the old system: the boot default is $(boot_default)"; return 0; }
+  [ "$(boot_default)" = "$(get old)" ] || { state failed; say "cannot reboot into the old system: the boot default is $(boot_default)"; return 0; }
   say "the revert failed: rebooting into $(get old)"
   timeout 30 systemctl reboot --no-block; sleep 90; systemctl --force --force reboot
 }
 main() {
   verb=$1; shift
   case $verb in
-    status|verify|log) $verb;; dry) dry "$1";; wait) wait_ "$1";;
+    status|log) $verb;; verify) verify "$@";; dry) dry "$1";; wait) wait_ "$1";;
     land) land "$@" && wait_ "$1";; commit|revert) ask "$verb" "$@";;
     _run) run "$@";; _revert) revert "$@";; _last) last "$@";;
-    _activate) "$1/bin/switch-to-configuration" test; put rc $?;;
+    _activate) "$1/bin/switch-to-configuration" test; put rc $?; ring bell;;
     *) exit 64;;
   esac
   exit

@@ -103,9 +103,11 @@ impl<'h, H: Host> Client<'h, H> {
         Ok(HostStatus::parse(&answer)?)
     }
 
-    /// Looks at what a person would look at after a switch: what runs, and which units failed since.
-    pub async fn verify(&self) -> Result<Verification, LandingError> {
-        Ok(Verification::parse(&self.ask(&["verify"], ANSWER_WITHIN).await?)?)
+    /// Looks at what a person would look at after a switch: what runs, and which units failed since. How often units were restarted is asked
+    /// only for comparing two looks: it means a question about every unit.
+    pub async fn verify(&self, restarts: bool) -> Result<Verification, LandingError> {
+        let words: &[&str] = if restarts { &["verify", "restarts"] } else { &["verify"] };
+        Ok(Verification::parse(&self.ask(words, ANSWER_WITHIN).await?)?)
     }
 
     /// Makes the new system stay. Returns when the landing has ended, one way or the other.

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use sha2::{Digest, Sha256};
+
 use crate::nix::StorePath;
 
 /// What one look at a host found.
@@ -29,8 +31,6 @@ pub struct HostStatus {
     pub boot_id: Option<String>,
     /// A digest of the machine's id.
     pub machine: Option<String>,
-    /// What `systemctl is-system-running` says: `running`, `degraded`, `starting`, `stopping`, `maintenance`.
-    pub running: String,
     /// The last landing since the host booted, in flight or ended.
     pub landing: Option<Landing>,
 }
@@ -106,9 +106,11 @@ impl LandingState {
 pub struct Verification {
     /// The status at that moment.
     pub host: HostStatus,
+    /// What `systemctl is-system-running` says: `running`, `degraded`, `starting`, `stopping`, `maintenance`.
+    pub running: String,
     /// Units that failed or wait for a restart now, and did not before the landing.
     pub failed: Vec<String>,
-    /// Restarts so far, by unit.
+    /// Restarts so far, by unit, if they were asked for.
     pub restarts: BTreeMap<String, u64>,
     /// The last journal lines of the failed units, each with its unit's name.
     pub journal: Vec<String>,
@@ -135,7 +137,7 @@ impl HostStatus {
         let state = word("landing_state").and_then(LandingState::parse);
         let landing = word("landing_id").zip(state).map(|(id, state)| Landing {
             id: id.to_owned(),
-            active: matches!(word("landing"), Some("active" | "activating" | "deactivating" | "reloading")),
+            active: word("landing") == Some("active"),
             state,
             exit: word("landing_rc").and_then(|rc| rc.parse().ok()),
             code: word("landing_code").unwrap_or_default().to_owned(),
@@ -154,11 +156,17 @@ impl HostStatus {
             has_nix: word("nix").is_some(),
             kernel: bounded("kernel"),
             boot_id: bounded("boot_id"),
-            machine: bounded("machine"),
-            running: word("running").unwrap_or_default().to_owned(),
+            machine: word("machine_id").map(machine),
             landing,
         })
     }
+}
+
+/// The digest by which two resources are known to name one machine. The id itself is for the machine alone (machine-id(5)): it goes no further.
+fn machine(id: &str) -> String {
+    let hash = Sha256::digest(format!("nixos-host-controller {id}"));
+    let first: [u8; 16] = std::array::from_fn(|index| hash[index]);
+    format!("{:032x}", u128::from_be_bytes(first))
 }
 
 impl Verification {
@@ -167,6 +175,7 @@ impl Verification {
         let words = |key: &'static str| text.lines().filter_map(move |line| line.strip_prefix(key)).flat_map(str::split_whitespace);
         Ok(Self {
             host: HostStatus::parse(text)?,
+            running: words("running=").next().unwrap_or_default().to_owned(),
             failed: words("failed=").map(str::to_owned).collect(),
             restarts: words("restarts=")
                 .filter_map(|word| word.rsplit_once(':'))
@@ -185,7 +194,7 @@ mod tests {
 
     fn text(landing: &str) -> String {
         format!(
-            "protocol=1\ncurrent={RUNNING}\nbooted={RUNNING}\nprofile={RUNNING}\ngeneration=4\nboot_default=Unknown\nnixos_version=26.05.test\narchitecture=x86_64-linux\nnix=/run/current-system/sw/bin/nix-store\nrunning=running\n{landing}"
+            "protocol=1\ncurrent={RUNNING}\nbooted={RUNNING}\nprofile={RUNNING}\ngeneration=4\nboot_default=Unknown\nnixos_version=26.05.test\narchitecture=x86_64-linux\nnix=/run/current-system/sw/bin/nix-store\nmachine_id=5d1f\n{landing}"
         )
     }
 
@@ -194,6 +203,8 @@ mod tests {
         let host = HostStatus::parse(&text("landing=inactive\nlanding_id=\nlanding_state=\n")).unwrap();
         assert_eq!(host.current.unwrap().as_str(), RUNNING);
         assert_eq!((host.generation, host.boot_default, host.landing, host.has_nix), (Some(4), None, None, true));
+        // printf 'nixos-host-controller 5d1f' | sha256sum | cut -c 1-32
+        assert_eq!(host.machine.as_deref(), Some("63eaaa90e2b415c1ced6cd6de731c727"));
     }
 
     #[test]
@@ -219,10 +230,11 @@ mod tests {
 
     #[test]
     fn a_verification_lists_units_with_their_journal() {
-        let found =
-            Verification::parse(&text("failed=web.service db.service \nrestarts=web.service:3 \njournal=web.service: bad = config\n"))
-                .unwrap();
-        assert_eq!(found.failed, ["web.service", "db.service"]);
+        let found = Verification::parse(&text(
+            "running=degraded\nfailed=web.service db.service \nrestarts=web.service:3 \njournal=web.service: bad = config\n",
+        ))
+        .unwrap();
+        assert_eq!((found.running.as_str(), found.failed), ("degraded", vec!["web.service".to_owned(), "db.service".to_owned()]));
         assert_eq!(found.restarts["web.service"], 3);
         assert_eq!(found.journal, ["web.service: bad = config"]);
     }

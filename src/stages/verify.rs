@@ -70,21 +70,21 @@ fn unreachable<R>(pass: &Pass<'_, R>) -> Failure {
 /// Verifies over a new connection, and over another one after `settle`: late DHCP, firewalls and crash loops.
 async fn check_twice<R>(pass: &Pass<'_, R>, begun: &LandingRef, toplevel: &StorePath) -> Result<(Session, String), Failure> {
     let wish = pass.wish;
-    let (session, first) = look(pass).await?;
+    let (session, first) = look(pass, !wish.activation.settle.is_zero()).await?;
     let note = check(&first, None, begun, toplevel, wish.activation.on_failed_units)?;
     if wish.activation.settle.is_zero() {
         return Ok((session, note));
     }
     tokio::time::sleep(wish.activation.settle).await;
-    let (session, second) = look(pass).await?;
+    let (session, second) = look(pass, true).await?;
     let note = check(&second, Some(&first), begun, toplevel, wish.activation.on_failed_units)?;
     Ok((session, note))
 }
 
-async fn look<R>(pass: &Pass<'_, R>) -> Result<(Session, Verification), Failure> {
+async fn look<R>(pass: &Pass<'_, R>, restarts: bool) -> Result<(Session, Verification), Failure> {
     loop {
         let session = connect_within(pass.world, pass.wish, pass.wish.activation.commit_within).await?;
-        match Client::new(&session, &pass.wish.target.user).verify().await {
+        match Client::new(&session, &pass.wish.target.user).verify(restarts).await {
             Ok(found) => return Ok((session, found)),
             Err(error) => {
                 let failure = landing_failure(&error);
@@ -111,7 +111,7 @@ fn check(
     if found.host.current.as_ref() != Some(toplevel) {
         return Err(Failure::new(Reason::Superseded, "somebody else switched the machine"));
     }
-    if found.host.running == "maintenance" {
+    if found.running == "maintenance" {
         return Err(Failure::new(Reason::VerificationFailed, "the machine is in maintenance (emergency or rescue) mode"));
     }
     let mut units = found.failed.clone();
@@ -183,10 +183,11 @@ mod tests {
             old: None,
             new: None,
         };
-        let host = HostStatus { current: NEW.parse().ok(), landing: Some(landing), running: "running".into(), ..HostStatus::default() };
+        let host = HostStatus { current: NEW.parse().ok(), landing: Some(landing), ..HostStatus::default() };
         let restarts = [("web.service".to_owned(), restarts)].into_iter().filter(|(_, n)| *n > 0).collect();
         Verification {
             host,
+            running: "running".into(),
             failed: failed.iter().map(|unit| (*unit).to_owned()).collect(),
             restarts,
             journal: vec!["web.service: no such file".into()],

@@ -9,6 +9,7 @@ mod copies;
 mod first;
 mod footprint;
 mod machine;
+mod protocol;
 mod scrape;
 mod sides;
 mod table;
@@ -21,7 +22,8 @@ use table::{Rows, render, say};
 pub(crate) const RUNS: u32 = 5;
 
 /// The names of the rows, in the order of the table.
-const ROWS: [&str; 10] = ["build", "settle", "prebuilt", "nochange", "first", "copy-large", "copy-small", "memory", "processes", "scrape"];
+const ROWS: [&str; 11] =
+    ["build", "settle", "prebuilt", "nochange", "protocol", "first", "copy-large", "copy-small", "memory", "processes", "scrape"];
 
 /// The rows of a group that are to be measured.
 pub(crate) type Wanted = Vec<&'static str>;
@@ -35,8 +37,9 @@ async fn main() {
     assert!(ROWS.iter().any(|row| wanted(row)), "no row is named {asked}; there are {}", ROWS.join(", "));
     let machine = machine::describe(&asked);
     let rows = Rows::default();
-    let groups: [(&[&str], Group); 5] = [
+    let groups: [(&[&str], Group); 6] = [
         (&["build", "settle", "prebuilt", "nochange"], |wanted, rows| Box::pin(changes::measure(wanted, rows))),
+        (&["protocol"], |_, rows| Box::pin(protocol::measure(rows))),
         (&["first"], |_, rows| Box::pin(first::measure(rows))),
         (&["copy-large", "copy-small"], |wanted, rows| Box::pin(copies::measure(wanted, rows))),
         (&["memory", "processes"], |wanted, rows| Box::pin(footprint::measure(wanted, rows))),

@@ -11,6 +11,8 @@ pub(crate) enum Goal {
     Ratio(f64),
     /// Ours is at most this, in the row's unit.
     AtMost(f64),
+    /// Ours takes at most this much more than theirs, in the row's unit.
+    Beyond(f64),
     /// For comparison only.
     None,
 }
@@ -31,6 +33,10 @@ pub(crate) struct Row {
 }
 
 impl Row {
+    fn beyond(&self) -> f64 {
+        median(&self.ours) - median(&self.theirs)
+    }
+
     fn ratio(&self) -> Option<f64> {
         (!self.theirs.is_empty()).then(|| median(&self.ours) / median(&self.theirs))
     }
@@ -40,6 +46,7 @@ impl Row {
         match self.goal {
             Goal::Ratio(most) => self.ratio().map(|ratio| ratio <= most),
             Goal::AtMost(most) => Some(median(&self.ours) <= most),
+            Goal::Beyond(most) => Some(self.beyond() <= most),
             Goal::None => None,
         }
     }
@@ -53,11 +60,15 @@ impl Row {
     }
 
     fn line(&self) -> String {
-        let ratio = self.ratio().map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.2}"));
+        let ratio = match self.goal {
+            Goal::Beyond(_) => format!("+{:.2} {}", self.beyond(), self.unit),
+            _ => self.ratio().map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.2}")),
+        };
         let goal = match self.goal {
             Goal::Ratio(most) => format!("≤ {most} ×"),
             Goal::AtMost(0.0) => "none".to_owned(),
             Goal::AtMost(most) => format!("≤ {most} {}", self.unit),
+            Goal::Beyond(most) => format!("≤ +{most} {}", self.unit),
             Goal::None => "–".to_owned(),
         };
         let met = self.met().map_or("–", |met| if met { "yes" } else { "**no**" });

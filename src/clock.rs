@@ -4,19 +4,29 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Answers what time it is, by a clock that never goes back. Cheap to clone.
+use jiff::Timestamp;
+
+/// Answers what time it is. Cheap to clone.
 #[derive(Clone)]
-pub struct Clock(Arc<dyn Fn() -> Instant + Send + Sync>);
+pub struct Clock {
+    monotonic: Arc<dyn Fn() -> Instant + Send + Sync>,
+    wall: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+}
 
 impl Clock {
-    /// A clock that asks `now`.
-    pub fn new(now: impl Fn() -> Instant + Send + Sync + 'static) -> Self {
-        Self(Arc::new(now))
+    /// A clock that asks `monotonic`, and `wall` for what people read.
+    pub fn new(monotonic: impl Fn() -> Instant + Send + Sync + 'static, wall: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
+        Self { monotonic: Arc::new(monotonic), wall: Arc::new(wall) }
     }
 
-    /// The present moment.
+    /// The present moment, by a clock that never goes back.
     pub fn now(&self) -> Instant {
-        (self.0)()
+        (self.monotonic)()
+    }
+
+    /// The present moment for people: it may jump, and nothing is measured by it.
+    pub fn wall(&self) -> Timestamp {
+        (self.wall)()
     }
 }
 

@@ -8,14 +8,14 @@ use nixos_host_api::Reason;
 use crate::landing::{Client, HostStatus, LandingError, outcome};
 use crate::stage::{Failure, chain};
 use crate::wish::Wish;
-use crate::world::ssh::{ConnectError, ConnectOptions, ExecError, HostKeyPolicy, Session};
-use crate::world::{Claim, Peer, World};
+use crate::world::ssh::{ConnectError, ConnectOptions, ExecError, HostKeyPolicy};
+use crate::world::{Claim, Link, Peer, World};
 
 /// A host that answered: the connection, and what it said over it.
 #[derive(Debug)]
 pub struct Observed {
     /// The pass's connection.
-    pub session: Session,
+    pub session: Link,
     /// What the host says of itself.
     pub host: HostStatus,
 }
@@ -43,7 +43,7 @@ pub fn claimed(world: &World, wish: &Wish, host: &HostStatus) -> Result<(), Fail
 }
 
 /// A new connection to the host, starting with the address that answered last.
-pub async fn connect(world: &World, wish: &Wish) -> Result<Session, Failure> {
+pub async fn connect(world: &World, wish: &Wish) -> Result<Link, Failure> {
     let peer = world.peers.get(&wish.id.uid);
     let mut target = Cow::Borrowed(&wish.target);
     if let (HostKeyPolicy::TrustOnFirstUse { recorded: None }, Some(peer)) = (&wish.target.host_keys, &peer) {
@@ -51,13 +51,13 @@ pub async fn connect(world: &World, wish: &Wish) -> Result<Session, Failure> {
         target.to_mut().host_keys = HostKeyPolicy::TrustOnFirstUse { recorded: Some(peer.host_key.clone()) };
     }
     let options = ConnectOptions { first: peer.map(|peer| peer.address), ..ConnectOptions::default() };
-    let session = Box::pin(Session::connect(&target, &options)).await.map_err(|error| connect_failure(&error))?;
+    let session = world.effects.connect(&target, &options).await.map_err(|error| connect_failure(&error))?;
     world.peers.put(&wish.id.uid, Peer { address: session.address().to_owned(), host_key: session.host_key().clone() });
     Ok(session)
 }
 
 /// The same, tried again until `within` has passed: the host may be in the middle of something.
-pub async fn connect_within(world: &World, wish: &Wish, within: Duration) -> Result<Session, Failure> {
+pub async fn connect_within(world: &World, wish: &Wish, within: Duration) -> Result<Link, Failure> {
     let deadline = tokio::time::sleep(within);
     tokio::pin!(deadline);
     let mut pause = Duration::from_millis(200);
@@ -67,6 +67,7 @@ pub async fn connect_within(world: &World, wish: &Wish, within: Duration) -> Res
             Err(failure) => failure,
         };
         tokio::select! {
+            biased;
             () = &mut deadline => return Err(failure),
             () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_secs(2)),
         }

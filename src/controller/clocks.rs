@@ -8,12 +8,7 @@ use jiff::Timestamp;
 
 use crate::clock::Clock;
 
-/// The clock that never goes back.
-pub(super) fn monotonic() -> Clock {
-    Clock::new(Instant::now)
-}
-
-/// The clock that people read.
-pub(super) fn wall() -> Timestamp {
-    Timestamp::now()
+/// The clocks of this machine.
+pub(super) fn system() -> Clock {
+    Clock::new(Instant::now, Timestamp::now)
 }

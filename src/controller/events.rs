@@ -1,5 +1,6 @@
 //! Events: one for each transition that a person cares about, none on a pass that changes nothing.
 
+use jiff::Timestamp;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, ObjectMeta};
 use kube::api::PostParams;
@@ -8,8 +9,8 @@ use nixos_host_api::{NixOSHost, NixOSHostStatus, Outcome, Reason, condition};
 use tokio::sync::mpsc;
 
 use super::clients::{REQUEST_WITHIN, said};
-use super::clocks;
 use super::status::MANAGER;
+use crate::clock::Clock;
 
 /// The API server takes no longer note.
 const MAX_NOTE: usize = 1024;
@@ -95,11 +96,14 @@ fn warning(reason: &str, action: &'static str, note: String) -> Happened {
 
 /// Where events are handed over. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(super) struct Events(mpsc::Sender<(String, Event)>);
+pub(super) struct Events {
+    queue: mpsc::Sender<(String, Event)>,
+    clock: Clock,
+}
 
 impl Events {
     /// Sends events in the background for as long as the process lives.
-    pub(super) fn start(client: Client) -> Self {
+    pub(super) fn start(client: Client, clock: Clock) -> Self {
         let (sender, mut receiver) = mpsc::channel::<(String, Event)>(QUEUE);
         tokio::spawn(async move {
             while let Some((namespace, event)) = receiver.recv().await {
@@ -110,7 +114,7 @@ impl Events {
                 }
             }
         });
-        Self(sender)
+        Self { queue: sender, clock }
     }
 
     /// Hands over what happened to a host.
@@ -118,14 +122,14 @@ impl Events {
         for one in happened {
             tracing::info!(reason = one.reason, "event: {}", one.note);
             let namespace = object.namespace().unwrap_or_default();
-            if self.0.try_send((namespace, event(object, one))).is_err() {
+            if self.queue.try_send((namespace, event(object, one, self.clock.wall()))).is_err() {
                 tracing::warn!("an event was dropped: too many wait");
             }
         }
     }
 }
 
-fn event(object: &NixOSHost, happened: Happened) -> Event {
+fn event(object: &NixOSHost, happened: Happened, now: Timestamp) -> Event {
     let mut note = happened.note;
     let mut end = note.len().min(MAX_NOTE);
     while !note.is_char_boundary(end) {
@@ -139,7 +143,7 @@ fn event(object: &NixOSHost, happened: Happened) -> Event {
             namespace: object.namespace(),
             ..ObjectMeta::default()
         },
-        event_time: Some(MicroTime(clocks::wall())),
+        event_time: Some(MicroTime(now)),
         action: Some(happened.action.into()),
         reason: Some(happened.reason),
         note: Some(note),

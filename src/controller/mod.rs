@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::metrics::Metrics;
-use crate::world::{Limits, World, nix};
+use crate::world::{Limits, Real, World, nix};
 use args::Args;
 use clients::{Clients, WATCH_SECONDS};
 use events::Events;
@@ -77,12 +77,12 @@ pub enum RunError {
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(args: Args) -> Result<(), RunError> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let clock = clocks::monotonic();
+    let clock = clocks::system();
     let metrics = Metrics::new()?;
     let clients = Clients::new(&metrics, &clock).await?;
     let world = world(&args, metrics.clone(), &clock).await?;
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), nix = world.nix.version(), confined = world.nix.confined(), "starts");
-    let controller = Arc::new(Controller { events: Events::start(clients.requests.clone()), hosts: Arc::default(), args, clients, world });
+    let controller =
+        Arc::new(Controller { events: Events::start(clients.requests.clone(), clock), hosts: Arc::default(), args, clients, world });
     let (ready, readiness) = watch::channel(false);
     serve_all(&controller, readiness).await?;
     let stop = CancellationToken::new();
@@ -118,9 +118,11 @@ async fn world(args: &Args, metrics: Metrics, clock: &crate::clock::Clock) -> Re
         clock: clock.clone(),
     };
     // Milliseconds since 1970: a controller that starts later has the higher term.
-    let epoch = u64::try_from(clocks::wall().as_millisecond()).unwrap_or_default();
+    let epoch = u64::try_from(clock.wall().as_millisecond()).unwrap_or_default();
     let limits = Limits { looks: LOOKS, copies: args.copies, landings: args.landings };
-    Ok(World::start(config, metrics, clock.clone(), epoch, limits).await?)
+    let real = Real::start(config).await?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), nix = real.nix.version(), confined = real.nix.confined(), "starts");
+    Ok(World::new(Arc::new(real), metrics, clock.clone(), epoch, limits))
 }
 
 /// Watches, and runs a task for each host, until `stop`.
@@ -154,16 +156,17 @@ async fn run_host(controller: Arc<Controller>, task: Task, stop: CancellationTok
         let Some((object, cancel)) = controller.hosts.begin(&task.key, &stop) else { break };
         let next = one_pass(&controller, &object, &mut stored, &cancel).await;
         failures = if next.is_some() { 0 } else { failures + 1 };
-        let pause = match next.unwrap_or_else(|| retry(failures)) {
+        let pause = match next.unwrap_or_else(|| retry(&controller.world, failures)) {
             Next::Now => continue,
             Next::After(pause) => pause,
             Next::Wait => Duration::from_secs(86_400),
         };
         tokio::select! {
-            () = task.wake.notified() => {}
-            () = tokio::time::sleep(pause) => {}
+            biased;
             () = task.gone.cancelled() => break,
             () = stop.cancelled() => break,
+            () = task.wake.notified() => {}
+            () = tokio::time::sleep(pause) => {}
         }
     }
     if task.gone.is_cancelled() {
@@ -172,9 +175,9 @@ async fn run_host(controller: Arc<Controller>, task: Task, stop: CancellationTok
 }
 
 /// When Kubernetes could not be spoken to, or a pass panicked: 1 s, 2 s, 4 s … 30 s.
-fn retry(failures: u32) -> Next {
+fn retry(world: &World, failures: u32) -> Next {
     let pause = Duration::from_secs(1 << failures.clamp(1, 6).saturating_sub(1)).min(Duration::from_secs(30));
-    Next::After(pause.mul_f64(rand::random_range(0.8..1.2)))
+    Next::After(world.jitter(pause, 0.2))
 }
 
 /// One pass in a task of its own, so that a panic in it harms only it. `None` if it did not come to an end.
@@ -220,8 +223,8 @@ async fn serve_all(controller: &Arc<Controller>, ready: watch::Receiver<bool>) -
             if path != "/metrics" {
                 return (StatusCode::NOT_FOUND, "there is only /metrics here\n".into());
             }
-            let counters = world.nix.counters();
-            world.metrics.in_flight(counters.evaluating, counters.building, world.nix.processes().iter().map(|count| count.running).sum());
+            let running = world.effects.running();
+            world.metrics.in_flight(running.evaluations, running.builds, running.processes);
             world
                 .metrics
                 .render(world.clock.now())

@@ -18,6 +18,7 @@ use crate::pipeline::{Findings, Pass, Stop, Verdict, converge};
 use crate::report::State;
 use crate::stage::{Failure, Records, chain};
 use crate::wish::{HostId, SecretData, Wish};
+use crate::world::World;
 use crate::world::nix::RootName;
 use crate::world::ssh::HostKeyPolicy as HostKeyPolicies;
 
@@ -49,14 +50,14 @@ pub(super) async fn run(
     }
     let writer = Writer::new(api, object, stored.clone());
     let before = stored.status.clone();
-    let reporter = StatusReporter::new(context(object, &before), writer.clone());
+    let reporter = StatusReporter::new(context(controller, object, &before), writer.clone());
     let mut findings = findings(&before);
     let state = if object.spec.suspend == Some(true) {
         Ok(State::Suspended)
     } else {
         work(controller, object, &before, &reporter, &mut findings, cancel).await?
     };
-    let next = next(object, &state, &findings);
+    let next = next(&controller.world, object, &state, &findings);
     let Ok(state) = state else {
         // Cut off by a change: the next pass reports. What it must know of landings was written down before they began.
         reporter.quit().await;
@@ -78,13 +79,14 @@ fn tell(events: &Events, controller: &Controller, object: &NixOSHost, before: &n
     events.tell(object, happened(before, &stored.status));
 }
 
-fn context(object: &NixOSHost, before: &nixos_host_api::NixOSHostStatus) -> Context {
+fn context(controller: &Controller, object: &NixOSHost, before: &nixos_host_api::NixOSHostStatus) -> Context {
     Context {
         previous: before.clone(),
         generation: object.metadata.generation.unwrap_or_default(),
         requested_at: requested_at(object),
         trusts_first_use: object.spec.connection.host_key_policy == Some(HostKeyPolicy::TrustOnFirstUse),
         mode: object.spec.activation.as_ref().and_then(|activation| activation.mode).unwrap_or_default(),
+        clock: controller.world.clock.clone(),
     }
 }
 
@@ -156,9 +158,9 @@ fn backoff(findings: &Findings) -> Duration {
     Duration::from_secs(5).saturating_mul(1 << (failures - 1)).min(Duration::from_secs(600))
 }
 
-fn next(object: &NixOSHost, state: &Result<State, ()>, findings: &Findings) -> Next {
+fn next(world: &World, object: &NixOSHost, state: &Result<State, ()>, findings: &Findings) -> Next {
     let interval = object.spec.interval.as_ref().and_then(|interval| interval.get().ok()).unwrap_or(Duration::from_secs(600));
-    let jitter = |time: Duration| Next::After(time.mul_f64(rand::random_range(0.9..1.1)));
+    let jitter = |time: Duration| Next::After(world.jitter(time, 0.1));
     match state {
         Err(()) => Next::Now,
         Ok(State::Suspended) => Next::Wait,
@@ -213,7 +215,7 @@ async fn secret(controller: &Controller, namespace: &str, field: &str, name: &st
 /// The resource is being deleted, and no pass of it is in flight: GC roots are dropped, the machine stays as it is.
 async fn end(controller: &Controller, api: &Api<NixOSHost>, object: &NixOSHost) -> Result<Next, kube::Error> {
     let (namespace, name, uid) = (object.namespace().unwrap_or_default(), object.name_any(), object.uid().unwrap_or_default());
-    let dropped = RootName::new(&namespace, &name).and_then(|root| controller.world.nix.roots().drop_all(&root));
+    let dropped = RootName::new(&namespace, &name).and_then(|root| controller.world.effects.drop_roots(&root));
     if let Err(error) = dropped {
         tracing::warn!("GC roots of a deleted host could not be dropped: {}", chain(&error));
     }

@@ -7,8 +7,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::clocks;
 use super::status::{Make, WriteError, Writer, write_progress};
+use crate::clock::Clock;
 use crate::pipeline::{Findings, Reporter};
 use crate::report::{Report, State};
 use crate::stage::{Failure, chain};
@@ -26,6 +26,8 @@ pub(super) struct Context {
     pub(super) trusts_first_use: bool,
     /// `spec.activation.mode`.
     pub(super) mode: Mode,
+    /// For transition times.
+    pub(super) clock: Clock,
 }
 
 impl Context {
@@ -40,7 +42,7 @@ impl Context {
             mode: self.mode,
             findings,
             state,
-            now: clocks::wall(),
+            now: self.clock.wall(),
         };
         report.status()
     }

@@ -13,7 +13,8 @@ use crate::nix::StorePath;
 use crate::observe::{Observed, landing_failure};
 use crate::pipeline::{Pass, Reporter, Stop};
 use crate::stage::{Failure, Stage};
-use crate::world::ssh::{ExecError, Session};
+use crate::world::Link;
+use crate::world::ssh::ExecError;
 
 /// The inputs.
 #[derive(Debug, Serialize)]
@@ -40,7 +41,7 @@ pub struct Activation {
     /// What the host said last.
     pub host: HostStatus,
     /// The connection from before the activation: good for asking, no proof of anything.
-    pub session: Session,
+    pub session: Link,
 }
 
 /// Begins the landing, or attaches to it if an earlier pass began it, and waits until the activation has ended.
@@ -106,7 +107,7 @@ async fn activated<R>(
     observed: Observed,
     landing: &LandingRef,
     toplevel: &StorePath,
-) -> Result<(HostStatus, Session), Failure> {
+) -> Result<(HostStatus, Link), Failure> {
     let activation = pass.wish.activation;
     let order = landing::Order {
         id: landing.id.clone(),
@@ -136,6 +137,6 @@ fn is_activated(host: &HostStatus, begun: &LandingRef) -> bool {
 }
 
 /// The activation's own last lines, for a person; none if the host does not give them.
-async fn log<R>(pass: &Pass<'_, R>, session: &Session) -> String {
+async fn log<R>(pass: &Pass<'_, R>, session: &Link) -> String {
     Client::new(session, &pass.wish.target.user).log().await.unwrap_or_default()
 }

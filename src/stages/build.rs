@@ -68,10 +68,11 @@ async fn build<R: Reporter>(pass: &Pass<'_, R>, evaluated: &Evaluated) -> Result
         root,
     };
     let (sender, mut receiver) = watch::channel(BuildProgress::default());
-    let building = pass.world.timed(Build::NAME, pass.world.nix.build(request, &sender, pass.cancel));
+    let building = pass.world.timed(Build::NAME, pass.world.effects.build(request, &sender, pass.cancel));
     tokio::pin!(building);
     loop {
         tokio::select! {
+            biased;
             built = &mut building => return built.map_err(|error| failure(&error)),
             Ok(()) = receiver.changed() => {
                 let message = describe(&receiver.borrow_and_update(), pass);

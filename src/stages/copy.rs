@@ -14,7 +14,7 @@ use crate::nix::StorePath;
 use crate::observe::Observed;
 use crate::pipeline::{Pass, Reporter, Stop};
 use crate::stage::{Failure, Stage, chain};
-use crate::world::copy::{self as world, Copied as Pushed, CopyError, Options, Progress};
+use crate::world::copy::{Copied as Pushed, CopyError, Options, Progress};
 
 /// The inputs.
 #[derive(Debug, Serialize)]
@@ -55,15 +55,16 @@ pub async fn run<R: Reporter>(pass: &mut Pass<'_, R>, observed: &Observed, built
 
 async fn push<R: Reporter>(pass: &Pass<'_, R>, observed: &Observed, toplevel: &StorePath) -> Result<Pushed, Stop> {
     let Some(permit) = pass.cancel.run_until_cancelled(pass.world.copies.acquire()).await else { return Err(Stop::Cancelled) };
-    let closure = pass.world.store.closure(toplevel).await.map_err(|error| Failure::new(Reason::BuildError, chain(&error)))?;
+    let closure = pass.world.effects.closure(toplevel).await.map_err(|error| Failure::new(Reason::BuildError, chain(&error)))?;
     let closure = Arc::new(closure);
     let substitute_on_host = pass.wish.substitute_on_host.then_some(SUBSTITUTE_WITHIN);
     let options = Options { substitute_on_host, ..Options::new(GC_ROOT) };
     let progress = Progress::default();
-    let pushing = pass.world.timed(Copy::NAME, world::push(&observed.session, &closure, &options, &progress, pass.cancel));
+    let pushing = pass.world.timed(Copy::NAME, observed.session.push(&closure, &options, &progress, pass.cancel));
     tokio::pin!(pushing);
     let result = loop {
         tokio::select! {
+            biased;
             pushed = &mut pushing => break pushed.map_err(|error| failure(&error)),
             () = tokio::time::sleep(LOOK) => pass.reporter.doing(&pass.findings, Copy::DOING, describe(&progress)),
         }

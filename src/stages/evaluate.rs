@@ -41,9 +41,10 @@ pub async fn run<R: Reporter>(pass: &mut Pass<'_, R>, locked: &LockedFlake) -> R
     pass.allowed(&stage)?;
     let doing = format!("evaluating nixosConfigurations.{} of {}", stage.attribute, locked.short());
     let evaluated = {
-        let evaluating = pass.world.timed(Evaluate::NAME, pass.world.nix.evaluate(request, pass.cancel));
+        let evaluating = pass.world.timed(Evaluate::NAME, pass.world.effects.evaluate(request, pass.cancel));
         tokio::pin!(evaluating);
         tokio::select! {
+            biased;
             evaluated = &mut evaluating => evaluated,
             () = tokio::time::sleep(REMEMBERED_WITHIN) => {
                 pass.reporter.doing(&pass.findings, Evaluate::DOING, doing);

@@ -14,9 +14,9 @@ use crate::observe::{Observed, connect_within, landing_failure};
 use crate::pipeline::{Ended, Pass, Reporter, Stop};
 use crate::stage::{Failure, Stage, digest};
 use crate::wish::{Activation, Wish};
-use crate::world::World;
 use crate::world::nix::Evaluated;
-use crate::world::ssh::{ExecError, Session};
+use crate::world::ssh::ExecError;
+use crate::world::{Link, World};
 
 /// The inputs of a landing.
 #[derive(Debug, Clone, Serialize)]
@@ -117,13 +117,7 @@ pub async fn earlier<R: Reporter>(pass: &mut Pass<'_, R>, observed: Option<&Obse
 const REVERT_WITHIN: Duration = Duration::from_secs(330);
 
 /// Follows a landing until it is up to the controller again or has ended, over as many connections as that takes.
-pub async fn follow(
-    world: &World,
-    wish: &Wish,
-    session: Option<Session>,
-    id: &str,
-    within: Duration,
-) -> Result<(HostStatus, Session), Failure> {
+pub async fn follow(world: &World, wish: &Wish, session: Option<Link>, id: &str, within: Duration) -> Result<(HostStatus, Link), Failure> {
     let following = async {
         let mut session = session;
         loop {

@@ -41,7 +41,7 @@ pub async fn locked(world: &World, wish: &Wish, anew: bool, cancel: &Cancellatio
     let now = world.clock.now();
     let fresh_since = if anew { Some(now) } else { now.checked_sub(wish.interval.mul_f64(FRESH)) };
     let request = nix::Resolve { flake: wish.flake.clone(), credentials: wish.credentials.clone(), fresh_since };
-    world.nix.resolve(&request, cancel).await.map_err(|error| failure(wish, &error))
+    world.effects.resolve(&request, cancel).await.map_err(|error| failure(wish, &error))
 }
 
 fn failure(wish: &Wish, error: &ResolveError) -> Stop {

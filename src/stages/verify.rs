@@ -12,7 +12,7 @@ use crate::nix::StorePath;
 use crate::observe::{connect_within, landing_failure};
 use crate::pipeline::{Pass, Reporter, Stop};
 use crate::stage::{Failure, Stage};
-use crate::world::ssh::Session;
+use crate::world::Link;
 
 /// The inputs.
 #[derive(Debug, Serialize)]
@@ -37,7 +37,7 @@ pub struct Verified {
     /// The system.
     pub toplevel: StorePath,
     /// A connection that was made after the activation: the commit goes over it.
-    pub session: Session,
+    pub session: Link,
     /// What is to be said about a system that is kept all the same.
     pub note: String,
     /// With mode Boot: the host has committed by itself, since nothing was activated.
@@ -68,7 +68,7 @@ fn unreachable<R>(pass: &Pass<'_, R>) -> Failure {
 }
 
 /// Verifies over a new connection, and over another one after `settle`: late DHCP, firewalls and crash loops.
-async fn check_twice<R>(pass: &Pass<'_, R>, begun: &LandingRef, toplevel: &StorePath) -> Result<(Session, String), Failure> {
+async fn check_twice<R>(pass: &Pass<'_, R>, begun: &LandingRef, toplevel: &StorePath) -> Result<(Link, String), Failure> {
     let wish = pass.wish;
     let (session, first) = look(pass, !wish.activation.settle.is_zero()).await?;
     let note = check(&first, None, begun, toplevel, wish.activation.on_failed_units)?;
@@ -81,7 +81,7 @@ async fn check_twice<R>(pass: &Pass<'_, R>, begun: &LandingRef, toplevel: &Store
     Ok((session, note))
 }
 
-async fn look<R>(pass: &Pass<'_, R>, restarts: bool) -> Result<(Session, Verification), Failure> {
+async fn look<R>(pass: &Pass<'_, R>, restarts: bool) -> Result<(Link, Verification), Failure> {
     loop {
         let session = connect_within(pass.world, pass.wish, pass.wish.activation.commit_within).await?;
         match Client::new(&session, &pass.wish.target.user).verify(restarts).await {
@@ -136,7 +136,7 @@ fn check(
 }
 
 /// Tells the host to go back if it can be told, waits until the landing has ended, and says how.
-async fn give_up<R: Reporter>(pass: &mut Pass<'_, R>, begun: &LandingRef, session: Session, failure: Failure) -> Failure {
+async fn give_up<R: Reporter>(pass: &mut Pass<'_, R>, begun: &LandingRef, session: Link, failure: Failure) -> Failure {
     let user = &pass.wish.target.user;
     pass.reporter.doing(&pass.findings, Verify::DOING, format!("going back to the old system: {}", failure.message));
     // The old connection may still work where a new one does not; if neither does, the host goes back by itself.

@@ -3,6 +3,7 @@
 //! What is here does one thing each, knows no Kubernetes and decides nothing.
 
 pub mod copy;
+pub mod effects;
 pub mod exec;
 pub mod machines;
 pub mod nix;
@@ -13,21 +14,21 @@ use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 
+pub use effects::{Connection, Effects, Link, Real};
 pub use machines::{Claim, Machines};
 pub use start::Limits;
 
 /// All that passes are done with; shared by all of them.
 pub struct World {
-    /// Resolve, evaluate, build.
-    pub nix: nix::Nix,
-    /// The local store, asked without a process for each question.
-    pub store: Arc<copy::LocalStore>,
+    /// What is done outside.
+    pub effects: Arc<dyn Effects>,
     /// What is counted.
     pub metrics: Metrics,
     /// What time it is.
@@ -86,7 +87,13 @@ impl World {
     /// A new identity for a landing of this resource.
     pub fn landing_id(&self, uid: &str) -> String {
         let prefix: String = uid.chars().filter(char::is_ascii_alphanumeric).take(8).collect();
-        format!("{prefix}-{:016x}", rand::random::<u64>())
+        format!("{prefix}-{:016x}", self.effects.random())
+    }
+
+    /// `time`, up to `share` of it shorter or longer: what fails together is not tried again together.
+    pub fn jitter(&self, time: Duration, share: f64) -> Duration {
+        let chance = f64::from(u32::try_from(self.effects.random() >> 32).unwrap_or_default()) / f64::from(u32::MAX);
+        time.mul_f64(1.0 - share + 2.0 * share * chance)
     }
 
     /// Runs a stage's work and counts how long it took, by how it ended.

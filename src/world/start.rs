@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 
 use super::copy::{LocalStore, NixStore};
 use super::nix::{Nix, NixConfig, StartError, StoreQuery, StoreQueryError};
-use super::{Machines, Peers, World, exec};
+use super::{Effects, Machines, Peers, Real, World, exec};
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::nix::StorePath;
@@ -31,14 +31,20 @@ pub struct Limits {
 /// A question to the local store takes milliseconds; only a disk that hangs takes longer.
 const STORE_ANSWERS_WITHIN: Duration = Duration::from_secs(60);
 
-impl World {
-    /// Finds Nix and prepares everything that passes share. `config.store` is filled in.
-    pub async fn start(mut config: NixConfig, metrics: Metrics, clock: Clock, epoch: u64, limits: Limits) -> Result<Self, StartError> {
+impl Real {
+    /// Finds Nix. `config.store` is filled in.
+    pub async fn start(mut config: NixConfig) -> Result<Self, StartError> {
         let store = Arc::new(LocalStore::new(local_store(), STORE_ANSWERS_WITHIN));
         config.store = Some(Arc::new(Asked(Arc::clone(&store))));
-        Ok(Self {
-            nix: Nix::start(config, exec::Processes::new()).await?,
-            store,
+        Ok(Self { nix: Nix::start(config, exec::Processes::new()).await?, store })
+    }
+}
+
+impl World {
+    /// A world in which nothing was done yet.
+    pub fn new(effects: Arc<dyn Effects>, metrics: Metrics, clock: Clock, epoch: u64, limits: Limits) -> Self {
+        Self {
+            effects,
             metrics,
             clock,
             epoch,
@@ -47,7 +53,7 @@ impl World {
             landings: Semaphore::new(limits.landings),
             machines: Machines::default(),
             peers: Peers::default(),
-        })
+        }
     }
 }
 

@@ -149,7 +149,7 @@ impl World {
             sandbox: false,
             readable: Vec::new(),
             store: None,
-            clock: Clock::new(Instant::now),
+            clock: Clock::new(Instant::now, jiff::Timestamp::now),
         }
     }
 

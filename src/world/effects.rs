@@ -1,0 +1,178 @@
+//! Everything outside that a pass touches, behind two traits: what is real here is simulated in tests.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::copy::{self, Copied, CopyError, LocalStore, LocalStoreError};
+use super::nix::{Build, BuildError, BuildProgress, Evaluate, EvaluateError, Evaluated, Nix, Resolve, ResolveError, RootName, RootsError};
+use super::ssh::{Command, ConnectError, ConnectOptions, ExecError, Host, HostKey, Limits, Output, Session, Target};
+use crate::nix::{Closure, LockedFlake, StorePath};
+
+/// A connection to a host, logged in. Dropped, it is gone at once, with all that runs on it.
+#[derive(Debug)]
+pub struct Link(Box<dyn Connection>);
+
+impl Link {
+    /// Over `connection`.
+    pub fn new(connection: impl Connection + 'static) -> Self {
+        Self(Box::new(connection))
+    }
+}
+
+impl Deref for Link {
+    type Target = dyn Connection;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.0
+    }
+}
+
+/// What passes do outside this process, except to speak to Kubernetes, and where their chance comes from.
+pub trait Effects: Send + Sync {
+    /// A new connection to a host.
+    fn connect<'a>(&'a self, target: &'a Target, options: &'a ConnectOptions) -> BoxFuture<'a, Result<Link, ConnectError>>;
+
+    /// The exact revision that a flake reference leads to now.
+    fn resolve<'a>(&'a self, request: &'a Resolve, cancel: &'a CancellationToken) -> BoxFuture<'a, Result<LockedFlake, ResolveError>>;
+
+    /// The derivation of a host's toplevel.
+    fn evaluate<'a>(&'a self, request: Evaluate, cancel: &'a CancellationToken) -> BoxFuture<'a, Result<Evaluated, EvaluateError>>;
+
+    /// Builds a toplevel, and keeps it from the garbage collector.
+    fn build<'a>(
+        &'a self,
+        request: Build,
+        progress: &'a watch::Sender<BuildProgress>,
+        cancel: &'a CancellationToken,
+    ) -> BoxFuture<'a, Result<StorePath, BuildError>>;
+
+    /// The closure of a path in the local store, references first.
+    fn closure<'a>(&'a self, root: &'a StorePath) -> BoxFuture<'a, Result<Closure, LocalStoreError>>;
+
+    /// Lets the garbage collector have all that was kept for a resource.
+    fn drop_roots(&self, root: &RootName) -> Result<(), RootsError>;
+
+    /// What nobody can foresee.
+    fn random(&self) -> u64;
+
+    /// What runs now.
+    fn running(&self) -> Running;
+}
+
+/// Processes that run now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Running {
+    /// Evaluations.
+    pub evaluations: u64,
+    /// Builds.
+    pub builds: u64,
+    /// Processes of all kinds.
+    pub processes: u64,
+}
+
+/// One connection to one host, logged in.
+pub trait Connection: fmt::Debug + Send + Sync {
+    /// The key that the host proved to hold.
+    fn host_key(&self) -> &HostKey;
+
+    /// Which of the addresses answered, as it was given.
+    fn address(&self) -> &str;
+
+    /// Runs a command: [`Host::exec`] for a connection of any kind.
+    fn run<'a>(&'a self, command: &'a Command, stdin: Bytes, limits: Limits) -> BoxFuture<'a, Result<Output, ExecError>>;
+
+    /// Brings a closure to the host: [`copy::push`] for a connection of any kind.
+    fn push<'a>(
+        &'a self,
+        closure: &'a Arc<Closure>,
+        options: &'a copy::Options,
+        progress: &'a copy::Progress,
+        cancel: &'a CancellationToken,
+    ) -> BoxFuture<'a, Result<Copied, CopyError>>;
+}
+
+impl Host for Link {
+    async fn exec(&self, command: &Command, stdin: Bytes, limits: Limits) -> Result<Output, ExecError> {
+        self.run(command, stdin, limits).await
+    }
+}
+
+impl Connection for Session {
+    fn host_key(&self) -> &HostKey {
+        self.host_key()
+    }
+
+    fn address(&self) -> &str {
+        self.address()
+    }
+
+    fn run<'a>(&'a self, command: &'a Command, stdin: Bytes, limits: Limits) -> BoxFuture<'a, Result<Output, ExecError>> {
+        self.exec(command, stdin, limits).boxed()
+    }
+
+    fn push<'a>(
+        &'a self,
+        closure: &'a Arc<Closure>,
+        options: &'a copy::Options,
+        progress: &'a copy::Progress,
+        cancel: &'a CancellationToken,
+    ) -> BoxFuture<'a, Result<Copied, CopyError>> {
+        copy::push(self, closure, options, progress, cancel).boxed()
+    }
+}
+
+/// The real ones: Nix on this machine, SSH to the others.
+pub struct Real {
+    /// Resolve, evaluate, build.
+    pub nix: Nix,
+    /// The local store, asked without a process for each question.
+    pub store: Arc<LocalStore>,
+}
+
+impl Effects for Real {
+    fn connect<'a>(&'a self, target: &'a Target, options: &'a ConnectOptions) -> BoxFuture<'a, Result<Link, ConnectError>> {
+        async move { Ok(Link::new(Session::connect(target, options).await?)) }.boxed()
+    }
+
+    fn resolve<'a>(&'a self, request: &'a Resolve, cancel: &'a CancellationToken) -> BoxFuture<'a, Result<LockedFlake, ResolveError>> {
+        self.nix.resolve(request, cancel).boxed()
+    }
+
+    fn evaluate<'a>(&'a self, request: Evaluate, cancel: &'a CancellationToken) -> BoxFuture<'a, Result<Evaluated, EvaluateError>> {
+        self.nix.evaluate(request, cancel).boxed()
+    }
+
+    fn build<'a>(
+        &'a self,
+        request: Build,
+        progress: &'a watch::Sender<BuildProgress>,
+        cancel: &'a CancellationToken,
+    ) -> BoxFuture<'a, Result<StorePath, BuildError>> {
+        self.nix.build(request, progress, cancel).boxed()
+    }
+
+    fn closure<'a>(&'a self, root: &'a StorePath) -> BoxFuture<'a, Result<Closure, LocalStoreError>> {
+        self.store.closure(root).boxed()
+    }
+
+    fn drop_roots(&self, root: &RootName) -> Result<(), RootsError> {
+        self.nix.roots().drop_all(root)
+    }
+
+    fn random(&self) -> u64 {
+        rand::random()
+    }
+
+    fn running(&self) -> Running {
+        let counters = self.nix.counters();
+        let processes = self.nix.processes().iter().map(|count| count.running).sum();
+        Running { evaluations: counters.evaluating, builds: counters.building, processes }
+    }
+}

@@ -169,7 +169,10 @@ impl<R: Reporter> Pass<'_, R> {
     }
 
     /// Takes note of what the host says now.
-    pub fn saw(&mut self, host: HostStatus) {
+    pub fn saw(&mut self, mut host: HostStatus) {
+        if host.brief {
+            host.boot_default = self.host().and_then(|before| before.boot_default.clone());
+        }
         self.findings.host = Some(Ok(host));
     }
 

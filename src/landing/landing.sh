@@ -78,13 +78,13 @@ boots() { found=$(boot_default); [ "$found" = "$1" ] || [ "$found" = Unknown ]; 
 
 # ---- reading ----
 
-status() {
-  echo "protocol=1"
+status() { # [brief]: without the boot default, which cannot have moved while a landing waits for us
+  echo "protocol=1"; [ "${1:-}" = brief ] || echo "boot_default=$(boot_default)"
   # Store paths have no white space
   # shellcheck disable=SC2046
   set -- $(readlink -m /run/current-system /run/booted-system $P; readlink $P) Unknown
   echo "current=$1"; echo "booted=$2"; echo "profile=$3"
-  number=${4#system-}; echo "generation=${number%-link}"; echo "boot_default=$(boot_default)"
+  number=${4#system-}; echo "generation=${number%-link}"
   echo "nix=$(command -v nix-store)"
   tell nixos_version /run/current-system/nixos-version; tell architecture /run/current-system/system; tell kernel /proc/sys/kernel/osrelease
   tell boot_id /proc/sys/kernel/random/boot_id; tell machine_id /etc/machine-id
@@ -97,8 +97,8 @@ troubled() {
     while read -r name _; do echo "$name"; done
 }
 verify() {
-  status
-  echo "running=$(timeout 10 systemctl is-system-running 2>/dev/null)"
+  status brief
+  echo "running=$(systemctl is-system-running 2>/dev/null)"
   troubled=$(troubled | grep -vxF -f "$D/failed-before" | head -n 20)
   restarts=
   [ "${1:-}" != restarts ] || restarts=$(timeout 30 systemctl show -p Id -p NRestarts '*.service' 2>/dev/null |
@@ -152,7 +152,7 @@ settled() { case $(get state) in activated|committed|reverted|superseded|failed)
 wait_() {
   listen answer
   tries=0; while [ "$(get id)" = "$1" ] && [ $tries -lt 20 ] && ! settled; do hear answer; tries=$((tries + 1)); done
-  status
+  if [ "$(get id)" = "$1" ] && [ "$(get state)" = activated ] && alive $U; then status brief; else status; fi
 }
 ask() { # VERB ID EPOCH
   [ "$(get id)" = "$2" ] || refuse other "the landing here is $(get id)" 75

@@ -19,6 +19,8 @@ pub struct HostStatus {
     pub generation: Option<i64>,
     /// What the boot loader starts next; `None` for a boot loader that cannot be read.
     pub boot_default: Option<StorePath>,
+    /// The boot default was not looked at: it cannot have moved since the last look, because a landing waits for the controller.
+    pub brief: bool,
     /// The running system's `nixos-version`.
     pub nixos_version: Option<String>,
     /// The running system's Nix system, such as `x86_64-linux`.
@@ -151,6 +153,7 @@ impl HostStatus {
             profile: path("profile"),
             generation: word("generation").and_then(|number| number.parse().ok()),
             boot_default: path("boot_default"),
+            brief: !fields.contains_key("boot_default"),
             nixos_version: bounded("nixos_version"),
             architecture: bounded("architecture"),
             has_nix: word("nix").is_some(),

@@ -1,5 +1,7 @@
 //! A change with its build, one that is built already, and none at all; each on both sides in turn.
 
+use nixos_host_e2e::{Host, world::cgroup};
+
 use crate::{
     RUNS, Wanted,
     sides::{Ours, Theirs, calm, prebuild},
@@ -62,6 +64,9 @@ async fn rows(ours: &mut Ours, theirs: &mut Theirs, wanted: &Wanted) -> Vec<Row>
             row.theirs.push(yours);
         }
     }
+    if let Ok(file) = std::env::var("BENCH_LOG") {
+        let _ = std::fs::write(file, ours.scenario.controller().log());
+    }
     rows.into_iter().map(|(_, row)| row).collect()
 }
 
@@ -74,14 +79,37 @@ async fn sample(ours: &mut Ours, theirs: &mut Theirs, kind: Kind, revision: u32,
     }
     let settle = if kind == Kind::Settle { "5s" } else { "0s" };
     let mut times = [0.0; 2];
+    let mut busy = [String::new(), String::new()];
     for side in if we_begin { [0, 1] } else { [1, 0] } {
         calm().await;
+        let hosts: Vec<String> = if side == 0 { &ours.scenario.hosts } else { theirs.hosts() }.iter().map(Host::name).collect();
+        let before = (processor_time(&hosts), machine_time());
         times[side] = match (&revs, side) {
             (Some((mine, _)), 0) => ours.apply(mine, settle).await,
             (Some((_, yours)), _) => theirs.deploy(yours),
             (None, 0) => ours.look().await,
             (None, _) => theirs.deploy(&theirs.repository().head()),
         };
+        busy[side] = format!("{:.2} s in hosts, {:.2} s in all", processor_time(&hosts) - before.0, machine_time() - before.1);
     }
+    say(&format!("  processor time: {}; {}", busy[0], busy[1]));
     (times[0], times[1])
+}
+
+/// Processor time that these hosts have had, in seconds.
+fn processor_time(hosts: &[String]) -> f64 {
+    let used = |host: &String| -> f64 {
+        let text = std::fs::read_to_string(cgroup().join(host).join("cpu.stat")).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("usage_usec ")).unwrap_or_default();
+        line.parse::<f64>().unwrap_or_default() / 1e6
+    };
+    hosts.iter().map(used).sum()
+}
+
+/// Processor time that was not idle on this machine, in seconds.
+fn machine_time() -> f64 {
+    let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let ticks = text.lines().next().unwrap_or_default().split_whitespace().skip(1).map(|word| word.parse::<f64>().unwrap_or_default());
+    // user nice system idle iowait irq softirq steal, in hundredths
+    ticks.take(8).enumerate().filter(|(field, _)| ![3, 4].contains(field)).map(|(_, ticks)| ticks).sum::<f64>() / 100.0
 }

@@ -163,6 +163,11 @@ impl Theirs {
         self.repository.commit(|all| fleet(all, revision))
     }
 
+    /// The hosts.
+    pub(crate) fn hosts(&self) -> &[Host] {
+        &self.hosts
+    }
+
     /// What a revision is built from.
     pub(crate) fn repository(&self) -> &Repository {
         &self.repository

@@ -47,33 +47,8 @@ alive() { # whether a service has processes, or is between two of its commands: 
 }
 fail() { put code "$1"; put why "$2"; say "$2"; exit 1; }
 
-# ---- what boots next ----
+# ---- what boots next: boot.sh, which precedes this file ----
 
-# The system of an init= in stdin, if there is exactly one.
-init_of() { sed -n 's|.*[ "]init=\(/nix/store/[^/ "]*\)/init.*|\1|p' | sort -u | awk '{ path = $0 } END { if (NR == 1) print path }'; }
-extlinux_default() {
-  label=$(awk 'toupper($1) == "DEFAULT" { print $2; exit }' "$1")
-  awk -v label="$label" 'toupper($1) == "LABEL" { here = ($2 == label) } here && toupper($1) == "APPEND"' "$1" | init_of
-}
-systemd_boot_default() { # an exact name only: a glob, or a choice kept in an EFI variable, is not decided here
-  entry=$(awk '$1 == "default" { print $2 }' "$1/loader/loader.conf" | tail -n 1)
-  ls /sys/firmware/efi/efivars/LoaderEntryDefault-* /sys/firmware/efi/efivars/LoaderEntryOneShot-* >/dev/null 2>&1 && return
-  case $entry in *[*?[]*|''|*/*) return;; esac
-  [ -f "$1/loader/entries/$entry" ] && init_of <"$1/loader/entries/$entry"
-}
-grub_default() { # only the first entry is decided here: `saved` and `next_entry` live in grubenv
-  grep -q 'set default="\{0,1\}0"\{0,1\}$' "$1/grub.cfg" || return
-  grep -q '^\(next_entry\|saved_entry\)=.' "$1/grubenv" 2>/dev/null && return
-  grep -m 1 'init=/nix/store/' "$1/grub.cfg" | init_of
-}
-# The system that the boot loader starts next, or Unknown. Several loaders must agree.
-boot_default() {
-  for mount in /boot /boot/efi /efi /boot/loader-partition; do
-    [ -f $mount/loader/loader.conf ] && { systemd_boot_default $mount || echo Unknown; }
-    [ -f $mount/grub/grub.cfg ] && { grub_default $mount/grub || echo Unknown; }
-    [ -f $mount/extlinux/extlinux.conf ] && { extlinux_default $mount/extlinux/extlinux.conf || echo Unknown; }
-  done | sort -u | awk 'NF { path = $0; n++ } END { print (n == 1 ? path : "Unknown") }'
-}
 boots() { found=$(boot_default); [ "$found" = "$1" ] || [ "$found" = Unknown ]; }
 
 # ---- reading ----

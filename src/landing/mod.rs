@@ -17,7 +17,7 @@ use crate::world::ssh::{Command, ExecError, Exit, Host, Limits};
 pub use status::{HostStatus, Landing, LandingState, NotTheProtocol, Verification};
 
 /// What is sent to the host with each request: nothing of it stays there but during a landing.
-const SCRIPT: &str = include_str!("landing.sh");
+const SCRIPT: &str = concat!(include_str!("boot.sh"), include_str!("landing.sh"));
 
 /// Reads the script from stdin, and runs it with the arguments. The login shell's PATH is the user's affair.
 const LOADER: &str = r#"PATH=/run/current-system/sw/bin:/usr/bin:/bin; script=$(cat); eval "$script""#;

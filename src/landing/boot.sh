@@ -1,0 +1,131 @@
+# What the machine boots next, from the boot loader's own files: the way back is only as good as this answer, so it is a store path or
+# `Unknown`, never a guess. Part of landing.sh; the functions only read, below a root directory that is / but in tests.
+# shellcheck shell=sh disable=SC2015 # `a && b || c` is meant: c also where b fails
+
+# boot_default [ROOT]: which loader the firmware starts is not always to be seen, so all whose files are found have to agree.
+boot_default() {
+  root=${1:-} others=count
+  case $(efi_variable LoaderInfo) in systemd-boot*) others=are-leftovers;; esac
+  for boot in "$root"/boot "$root"/boot?* "$root"/boot/efi "$root"/efi; do
+    [ ! -f "$boot/loader/loader.conf" ] || systemd_boot_default "$boot" || echo Unknown
+    [ $others = count ] || continue
+    [ ! -f "$boot/grub/grub.cfg" ] || grub_default "$boot/grub" || echo Unknown
+    [ ! -f "$boot/extlinux/extlinux.conf" ] || extlinux_default "$boot/extlinux/extlinux.conf" || echo Unknown
+    # limine, rEFInd, and the Raspberry Pi's firmware where it starts the kernel itself
+    for other in limine EFI/refind cmdline.txt firmware/cmdline.txt; do [ ! -e "$boot/$other" ] || echo Unknown; done
+  done | awk '!seen[$0]++ { found = $0; n++ } END { print (n == 1 ? found : "Unknown") }'
+}
+
+# The system of the init= in what is read; fails unless there is exactly one.
+init_of() {
+  awk '{
+      while (match($0, /(^|[ "])init=\/nix\/store\/[^\/ "]+\/init/)) {
+        path = substr($0, RSTART, RLENGTH - 5); $0 = substr($0, RSTART + RLENGTH)
+        sub(/^[ "]?init=/, "", path)
+        if (!seen[path]++) { found = path; n++ }
+      }
+    }
+    END { if (n != 1) exit 1; print found }'
+}
+
+extlinux_default() { # EXTLINUX.CONF
+  awk 'toupper($1) == "DEFAULT" { label = $2 }
+    toupper($1) == "LABEL" { here = $2 }
+    toupper($1) == "APPEND" { append[here] = append[here] "\n" $0 }
+    END { print append[label] }' "$1" | init_of
+}
+
+# ---- systemd-boot, as itself and under lanzaboote ----
+
+# Four bytes of attributes, then UTF-16. What is set here overrides what NixOS writes, until somebody removes it.
+efi_variable() { # NAME
+  file=$root/sys/firmware/efi/efivars/$1-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f
+  [ ! -f "$file" ] || tail -c +5 "$file" | tr -d '\000'
+}
+systemd_boot_default() { # ESP
+  set -- "$1" "$root/boot" # entries may lie in a partition of their own
+  [ "$1" != "$2" ] || set -- "$1"
+  for mount do set -- "$@" "$mount"/loader/entries/*.conf "$mount"/EFI/Linux/*.efi; done
+  chosen=$(oneshot=$(efi_variable LoaderEntryOneShot) preferred=$(efi_variable LoaderEntryPreferred) default=$(efi_variable LoaderEntryDefault) \
+    last=$(efi_variable LoaderEntryLastBooted) systemd_boot_entry "$@") && [ -n "$chosen" ] || return
+  # A unified kernel image has its command line in a section of its own, padded with zeros
+  case $chosen in *.efi) tr '\000' '\n' <"$chosen";; *) cat "$chosen";; esac | init_of
+}
+# The file of the entry that systemd-boot's config_select_default_entry takes: the first of its wishes that an id matches. A wish may be a glob and
+# then means the first in its order, which is decided here for entries that differ in their boot counters and generations only.
+systemd_boot_entry() { # ESP … ENTRY …
+  awk '
+    function add(file,    name) {
+      name = tolower(file); sub(/.*\//, "", name)
+      files[++count] = file; at[file] = count
+      bad[count] = name ~ /\+0+(-[0-9]+)?\.[a-z]+$/
+      sub(/\+[0-9]+(-[0-9]+)?\.conf$/, ".conf", name); sub(/\+[0-9]+(-[0-9]+)?\.efi$/, ".efi", name)
+      id[count] = name; generation[count] = number(name)
+    }
+    function number(text) { return match(text, /generation[ -][0-9]+/) ? substr(text, RSTART + 11, RLENGTH - 11) + 0 : "" }
+    function kind(entry) { return substr(id[entry], length(id[entry]) - 3) }
+    function before(a, b) {
+      if (bad[a] != bad[b]) { tie = 0; return bad[a] ? b : a }
+      if (key[a] != key[b] || machine[a] != machine[b] || version[a] != version[b]) mixed = 1
+      if (kind(a) != kind(b) || generation[a] == "" || generation[b] == "") mixed = 1
+      if (generation[a] != generation[b]) { if (generation[a] > generation[b]) return a; tie = 0; return b }
+      if (id[a] !~ /-specialisation-/ && id[b] ~ /-specialisation-/) return a
+      if (id[b] !~ /-specialisation-/ && id[a] ~ /-specialisation-/) { tie = 0; return b }
+      tie = 1; return a
+    }
+    function wish(pattern, good,    i, best) {
+      if (decided || pattern == "") return
+      pattern = tolower(pattern)
+      if (pattern ~ /[^a-z0-9_.+*?-]/ || pattern ~ /^auto-/) { decided = 1; return }
+      gsub(/[.+]/, "[&]", pattern); gsub(/[*]/, ".*", pattern); gsub(/[?]/, ".", pattern)
+      for (i = 1; i <= count; i++) if (id[i] ~ ("^" pattern "$") && !(good && bad[i])) best = best ? before(best, i) : i
+      if (best) { decided = 1; if (!mixed && !tie) chosen = files[best] }
+    }
+    BEGIN {
+      conf = ARGV[1] "/loader/loader.conf"
+      for (i = 1; i < ARGC; i++) { if (ARGV[i] ~ /[^*]\.(conf|efi)$/) add(ARGV[i]); if (ARGV[i] !~ /[^*]\.conf$/) ARGV[i] = "" }
+      ARGV[1] = conf
+    }
+    FILENAME == conf { if ($1 == "preferred" || $1 == "default") said[$1] = $2; next }
+    { entry = at[FILENAME] }
+    $1 == "sort-key" { key[entry] = $2 }
+    $1 == "machine-id" { machine[entry] = $2 }
+    $1 == "version" { version[entry] = 1; generation[entry] = number(tolower($0)) }
+    END {
+      wish(ENVIRON["oneshot"]); wish(ENVIRON["preferred"], 1); wish(said["preferred"], 1)
+      saved = ENVIRON["default"] == "@saved" ? 1 : said["default"] == "@saved" ? 2 : 0
+      wish(saved == 1 ? ENVIRON["last"] : ENVIRON["default"]); wish(saved == 2 ? ENVIRON["last"] : said["default"])
+      print chosen
+    }' "$@"
+}
+
+# ---- GRUB ----
+
+grub_default() { # DIRECTORY
+  [ ! -f "$1/grubenv" ] || set -- "$1" "$1/grubenv"
+  awk '
+    FILENAME ~ /\/grubenv$/ { if (match($0, /^[a-z_]+=/)) env[substr($0, 1, RLENGTH - 1)] = substr($0, RLENGTH + 1); next }
+    # The menu: its entries by place and by title, those of submenus with their path
+    /^[ \t]*set default=/ { if ($0 ~ /next_entry/) once = 1; else { chosen = $0; sub(/^[ \t]*set default=/, "", chosen); gsub(/"/, "", chosen) } }
+    /^[ \t]*(menuentry|submenu) / {
+      match($0, /["\047][^"\047]*["\047]/); title = substr($0, RSTART + 1, RLENGTH - 2)
+      place = path[depth] (depth ? ">" : "") (n[depth]++ + 0)
+      name = path[depth] (depth ? ">" : "") title
+      if (!(name in places)) places[name] = place
+    }
+    /[{][ \t]*$/ { outer[++open] = depth; if ($0 ~ /^[ \t]*(menuentry|submenu) /) { path[++depth] = place; n[depth] = 0 } }
+    /^[ \t]*[}][ \t]*$/ { depth = outer[open--] }
+    / init=/ { lines[path[depth]] = lines[path[depth]] "\n" $0 }
+    END {
+      if (once && env["next_entry"] != "") chosen = env["next_entry"]
+      else if (chosen == "${saved_entry}") chosen = env["saved_entry"]
+      if (chosen ~ /[$]/) exit
+      if (chosen == "") chosen = "0"
+      parts = split(chosen, part, ">")
+      for (i = 1; i <= parts; i++) {
+        name = place = where (i > 1 ? ">" : "") part[i]
+        where = part[i] ~ /^[0-9]+$/ ? place : (name in places) ? places[name] : "none"
+      }
+      print lines[where]
+    }' "${2:-/dev/null}" "$1/grub.cfg" | init_of
+}

@@ -94,13 +94,18 @@ dry() { NIXOS_NO_CHECK=1 timeout 120 "$1/bin/switch-to-configuration" dry-activa
 # ---- asking ----
 
 refuse() { say "refused: $1: $2"; exit "$3"; }
+busy() { # [WHO]: or another landing, by its id. The file may still be that of the one before; the description is as atomic as the name
+  ! alive $U || refuse busy "another landing is running: $(unit $U Description)" 75
+  refuse busy "${1:-another landing has just ended}" 75
+}
 land() {
   id=$1 epoch=$2 new=$3 mode=$4 activate=$5 commit=$6
   [ "$(get id)" = "$id" ] && alive $U && return 0
   { [ -x "$new/bin/switch-to-configuration" ] && [ -f "$new/nixos-version" ]; } || refuse invalid "$new is not a NixOS system" 65
   case $(timeout 30 systemctl is-system-running) in stopping|maintenance) refuse not-ready "the host is stopping or in maintenance" 75;; esac
-  [ ! -e $LOCK ] || flock -n $LOCK true || refuse busy "another switch-to-configuration is running" 75
-  ! alive $A || refuse busy "a nixos-rebuild is running" 75
+  ! alive $U || busy
+  [ ! -e $LOCK ] || flock -s -n $LOCK true || busy "another switch-to-configuration is running"
+  ! alive $A || busy "a nixos-rebuild is running"
   old=$(current) default=$(boot_default)
   [ "$default" = "$old" ] || [ "$default" = Unknown ] || [ "$mode" = boot ] || [ "$default" = "$(readlink -f $P)" ] ||
     refuse boot-default "the boot default is $default, not what runs: a crash now would not bring $old back" 78
@@ -110,7 +115,7 @@ land() {
   [ ! -e $D/refused ] || rm -f $D/refused
   listen answer
   # DefaultDependencies=no and IgnoreOnIsolate: emergency.target and isolate must not take the way back with them.
-  if systemd-run --quiet --collect --no-ask-password --unit=$U --service-type=exec -p DefaultDependencies=no -p IgnoreOnIsolate=yes \
+  if systemd-run --quiet --collect --no-ask-password --unit=$U --description="$id" --service-type=exec -p DefaultDependencies=no -p IgnoreOnIsolate=yes \
     -p Conflicts=shutdown.target -p Before=shutdown.target -p OOMScoreAdjust=-1000 -p RuntimeMaxSec=$((activate + commit + 900)) -p TimeoutStopSec=900 \
     -E "LANDING_PATH=$old/sw/bin:/run/current-system/sw/bin:/usr/sbin:/usr/bin:/sbin:/bin" \
     -p "ExecStopPost=-/bin/sh $D/script _revert $id" -p "ExecStopPost=-/bin/sh $D/script _last $id" \
@@ -120,7 +125,7 @@ land() {
     [ ! -e $D/refused ] || refuse "$(cut -d' ' -f1 $D/refused)" "$(cut -d' ' -f2- $D/refused)" 75
     return 0
   fi
-  [ "$(get id)" = "$id" ] || refuse busy "another landing is running: $(get id)" 75
+  [ "$(get id)" = "$id" ] || busy
 }
 # Until the state is one in which something is up to the controller, or the landing has gone.
 settled() { case $(get state) in activated|committed|reverted|superseded|failed) true;; *) ! alive $U;; esac; }
@@ -156,7 +161,8 @@ run() {
   put state armed && put epoch "$epoch" && put mode "$mode" && put old "$old" && put profile "$profile" && put new "$new" &&
     put target "$(unit default.target ActiveState)" && put window "$commit" && put deadline $(($(now) + activate)) && put id "$id" || not_now "cannot-write cannot write to $D"
   listen bell
-  [ "$mode" != boot ] || { commit_; exit; }
+  open_lock
+  [ "$mode" != boot ] || { lock || fail commit-failed "another switch-to-configuration is running"; commit_; exit; }
   state activating
   # Its output goes to the journal: a pipe into the connection would kill it when the connection dies.
   systemd-run --quiet --collect --no-ask-password --unit=$A --service-type=exec -p DefaultDependencies=no -p IgnoreOnIsolate=yes \
@@ -165,7 +171,7 @@ run() {
   while :; do
     [ "$(get state)" != activating ] || watch_activation
     [ "$(get revert)" != "$id" ] || fail asked "the controller asked for the old system"
-    if [ "$(get state)" = activated ] && [ "$(get commit)" = "$id" ]; then commit_; exit; fi
+    if [ "$(get state)" = activated ] && lock && [ "$(get commit)" = "$id" ]; then commit_; exit; fi
     [ "$(now)" -lt "$(get deadline)" ] || past_deadline
     hear bell
   done
@@ -181,11 +187,17 @@ watch_activation() {
   fi
 }
 past_deadline() {
-  # A pid 1 that does not answer cannot run a revert; the boot default is the old system.
-  timeout 30 systemctl show -p Version >/dev/null || { sync & sleep 5; systemctl --force --force reboot; }
+  # A pid 1 that does not answer cannot run a revert, but the next boot can
+  timeout 15 systemctl show -p Version >/dev/null || [ "$(boot_default)" != "$old" ] || { sync & sleep 3; systemctl --force --force reboot; }
+  [ "$(get state)" != activated ] || [ $locked = yes ] || fail not-committed "another switch-to-configuration was running until the deadline"
   [ "$(get state)" = activated ] && fail not-committed "nobody committed in time: the controller could not reach or verify the new system"
   fail activation-timeout "the activation did not end in time"
 }
+# From the end of the activation until its own call of `boot` the landing holds the lock that every switch-to-configuration takes: whoever
+# switches by hand meanwhile is refused (exit code 11), and there is no race between the look at the current system and the commit.
+open_lock() { locked=no; mkdir -p "${LOCK%/*}" && exec 8>>$LOCK; }
+lock() { [ $locked = yes ] || { flock -n 8 && locked=yes; }; }
+unlock() { flock -u 8; locked=no; }
 commit_() { # profile, then boot: `boot` makes only a generation of the profile the default. Then read back: its exit code is no proof.
   case $mode in
     boot) [ "$(current)" = "$old" ] || fail superseded "somebody else switched";;
@@ -194,6 +206,7 @@ commit_() { # profile, then boot: `boot` makes only a generation of the profile 
   state committing
   if [ "$mode" != test ]; then
     timeout 120 nix-env -p $P --set "$new" || fail commit-failed "nix-env --set failed on $P"
+    unlock
     stc "$new" boot 300 || fail commit-failed "switch-to-configuration boot exited with $?"
     flush
     [ "$(readlink -f $P)" = "$new" ] || fail commit-failed "the profile is $(readlink -f $P) after it was set"
@@ -205,45 +218,81 @@ commit_() { # profile, then boot: `boot` makes only a generation of the profile 
 }
 flush() { # what the next boot needs reaches the disk, of the file systems that hold it
   set -- /nix/store /nix/var/nix/profiles
-  for mount in /boot /boot/efi /efi; do [ ! -d $mount ] || set -- "$@" $mount; done
+  for mount in /boot /boot?* /boot/efi /efi; do [ ! -d "$mount" ] || set -- "$@" "$mount"; done
   timeout 300 sync -f "$@" || timeout 300 sync
 }
+
+# ---- the way back. All its waits together stay below TimeoutStopSec: past that pid 1 would end `revert` and not begin `last` ----
+
 revert() { # ExecStopPost: whatever ended the landing, unless it committed the host goes back
   [ "$(get id)" = "$1" ] || return 0
   began=no
   case $(get state) in armed|activating|activated|reverting) ;; committing) began=yes;; *) return 0;; esac
-  old=$(get old) profile=$(get profile)
-  case $(current) in "$old"|"$(get new)") ;; *) put code superseded; put why "somebody else switched to $(current)"; state superseded; return 0;; esac
+  mode=$(get mode) old=$(get old) new=$(get new) profile=$(get profile)
+  ours || return 0
   [ -n "$(get code)" ] || { put code killed; put why "the landing was stopped or killed"; }
   state reverting
   say "going back to $old: $(get why)"
-  timeout 30 systemctl kill -s KILL $A 2>/dev/null; timeout 60 systemctl stop $A 2>/dev/null
-  [ "$(readlink -f $P)" = "$profile" ] || timeout 120 nix-env -p $P --set "$profile"
-  [ $began = no ] || stc "$old" boot 300
-  [ "$(timeout 30 systemctl is-system-running)" != stopping ] || return 0      # the boot default does the rest
-  if [ "$(get mode)" != boot ]; then
-    [ "$(unit emergency.target ActiveState)" != active ] || leave_emergency
-    end=$(($(now) + 300))
-    while stc "$old" test 240; result=$?; [ $result != 0 ] && [ $result != 4 ] && [ "$(now)" -lt $end ]; do sleep 3; done
-    home || { timeout 30 systemctl start --no-block default.target; sleep 15; }
+  timeout 10 systemctl kill -s KILL $A 2>/dev/null; timeout 20 systemctl stop $A 2>/dev/null
+  # A profile that is neither what was there nor what this landing set is a person's
+  [ "$(readlink -f $P)" != "$new" ] || [ "$profile" = "$new" ] || timeout 60 nix-env -p $P --set "$profile"
+  [ $began = no ] || back boot
+  [ "$(timeout 10 systemctl is-system-running)" != stopping ] || return 0      # the boot default does the rest
+  if [ "$mode" != boot ]; then
+    make_room
+    timeout 5 busctl status >/dev/null 2>&1 || leave_emergency
+    back test || return 0
+    home || { timeout 10 systemctl start --no-block default.target; patiently 10 home; }
   fi
-  [ $began = no ] || boots "$old" || { put why "$(get why); the boot default could not be set back"; return 0; }
-  home && state reverted && rm -f $G/old $G/new
+  if [ $began = yes ] && ! boots "$old"; then
+    put why "$(get why); the boot default could not be set back"; state failed
+  elif home; then
+    state reverted
+    rm -f $G/old $G/new
+  fi
   say "$(get state): current system is $(current)"
 }
-leave_emergency() { # the bus is dead there, and the real switch-to-configuration needs it
-  "$old/activate"; systemctl daemon-reload; timeout 30 systemctl start --no-block default.target
-  tries=0; while ! timeout 5 busctl status >/dev/null 2>&1 && [ $tries -lt 20 ]; do sleep 1; tries=$((tries + 1)); done
+ours() { # a system that is neither of this landing's is somebody else's, and is left alone
+  case $(current) in "$old"|"$new") return 0;; esac
+  put code superseded; put why "somebody else switched to $(current)"; state superseded
+  return 1
 }
-home() { [ "$(current)" = "$(get old)" ] && { [ "$(get target)" != active ] || timeout 30 systemctl is-active --quiet default.target; }; }
-last() { # second ExecStopPost: if even the revert did not come through, boot the old system. Judged by facts, not by the state
+# The old system's switch-to-configuration, once nobody else's holds the lock. Where it ends with 2 or 4 it has done all that it could.
+back() { # GOAL
+  end=$(($(now) + 240)) failures=0
+  while ours; do
+    stc "$old" "$1" 180
+    case $? in
+      0|2|4) return 0;;
+      11) [ "$(now)" -lt $end ] || return 1;;
+      *) failures=$((failures + 1)); [ $failures -lt 3 ] && [ "$(now)" -lt $end ] || return 1;;
+    esac
+    sleep 1
+  done
+}
+patiently() { limit=$1; shift; while ! "$@" && [ "$limit" -gt 0 ]; do sleep 1; limit=$((limit - 1)); done; }
+make_room() { # systemd reloads only with 16 MiB free in /run
+  # shellcheck disable=SC2046 # two numbers
+  set -- $(df -k --output=avail,size /run | tail -n 1)
+  [ "$1" -ge 20480 ] || mount -o "remount,size=$(($2 + 32768))k" /run
+}
+leave_emergency() { # the bus is dead there, and the real switch-to-configuration needs it
+  "$old/activate"
+  timeout 60 systemctl daemon-reload
+  timeout 10 systemctl start --no-block default.target
+  patiently 20 timeout 5 busctl status >/dev/null 2>&1
+}
+home() { [ "$(current)" = "$(get old)" ] && { [ "$(get target)" != active ] || timeout 10 systemctl is-active --quiet default.target; }; }
+last() { # second ExecStopPost: if even the revert did not come through, boot the old system
   [ "$(get id)" = "$1" ] || return 0
-  case $(get state) in committed|superseded|"") return 0;; esac
-  home && return 0
-  [ "$(timeout 30 systemctl is-system-running)" != stopping ] || return 0
+  case $(get state) in committed|reverted|superseded|failed|"") return 0;; esac
+  [ "$(timeout 10 systemctl is-system-running)" != stopping ] || return 0
   [ "$(boot_default)" = "$(get old)" ] || { state failed; say "cannot reboot into the old system: the boot default is $(boot_default)"; return 0; }
+  [ "$(get mode)" != boot ] || { state reverted; return 0; }
   say "the revert failed: rebooting into $(get old)"
-  timeout 30 systemctl reboot --no-block; sleep 90; systemctl --force --force reboot
+  # This must end for an orderly reboot to go on: what forces one lives in a unit that the shutdown does not wait for
+  systemd-run --quiet --collect --no-ask-password -p DefaultDependencies=no -p IgnoreOnIsolate=yes /bin/sh $D/script _force
+  timeout 10 systemctl reboot --no-block || systemctl --force --force reboot
 }
 main() {
   verb=$1; shift
@@ -251,6 +300,7 @@ main() {
     status|log) $verb;; verify) verify "$@";; dry) dry "$1";; wait) wait_ "$1";;
     land) land "$@" && wait_ "$1";; commit|revert) ask "$verb" "$@";;
     _run) run "$@";; _revert) revert "$@";; _last) last "$@";;
+    _force) sleep 30; systemctl --force --force reboot;;
     _activate) "$1/bin/switch-to-configuration" test; put rc $?; ring bell;;
     *) exit 64;;
   esac

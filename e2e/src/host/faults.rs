@@ -36,6 +36,13 @@ impl Host {
         self.up().await;
     }
 
+    /// Process 1 stops to do anything, as one that hangs in the kernel; everything else goes on. Until the next boot.
+    pub fn freeze_init(&self) {
+        let init = self.init().and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw);
+        rustix::process::kill_process(init.expect("a host that is off has no process 1"), rustix::process::Signal::STOP)
+            .expect("process 1 is a child of this world");
+    }
+
     /// Pulls the network cable: neighbours see the link go.
     pub fn cut_link(&self) {
         ip(&["link", "set", &self.port(), "down"]);

@@ -208,22 +208,18 @@ impl Host {
 
     /// Runs a command line on it over SSH, as root, with a key that only the harness has.
     pub fn ssh(&self, arguments: &[&str]) -> Output {
+        run(&mut self.ssh_command(arguments))
+    }
+
+    /// [`Host::ssh`], not started yet: for a connection that is to break, or that is given something to read.
+    pub fn ssh_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("ssh");
-        command.args([
-            "-F",
-            "/dev/null",
-            "-o",
-            "IdentitiesOnly=yes",
-            "-o",
-            "BatchMode=yes",
-            "-o",
-            "ConnectTimeout=3",
-            "-o",
-            "LogLevel=ERROR",
-        ]);
-        command.arg("-o").arg(format!("UserKnownHostsFile={}", self.directory.join("known_hosts").display()));
+        for option in ["IdentitiesOnly=yes", "BatchMode=yes", "ConnectTimeout=3", "LogLevel=ERROR"] {
+            command.args(["-o", option]);
+        }
+        command.args(["-F", "/dev/null", "-o"]).arg(format!("UserKnownHostsFile={}", self.directory.join("known_hosts").display()));
         command.arg("-i").arg(&self.admin.file).arg(format!("root@{}", self.address())).args(arguments);
-        run(&mut command)
+        command
     }
 
     /// Writes a file on it, owned by root.

@@ -35,6 +35,9 @@ if ! cmp -s "$old/init-interface-version" @out@/init-interface-version; then
   exit 100
 fi
 
+# The real one speaks to systemd over the system bus, which is dead in emergency mode; systemctl does not need it
+busctl status >/dev/null 2>&1 9>&- || { echo "Error: Failed to open dbus connection" >&2; exit 1; }
+
 # --- what is to be done with each unit; only what is active is stopped, reloaded or restarted
 stop= skip= reload= restart= start=
 has() { grep -q "^$2=$3\$" "@out@/etc/systemd/system/$1"; }

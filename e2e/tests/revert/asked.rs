@@ -1,0 +1,147 @@
+//! What is asked of a landing, by whom, and over what.
+
+use std::{fs::File, process::Stdio, time::Duration};
+
+use nixos_host_e2e::wait::until_true;
+use nixos_host_e2e::world::write;
+
+use crate::machine::{Machine, SCRIPT};
+
+/// As the controller does: the script on stdin, the verb as arguments.
+fn over_ssh(machine: &Machine, words: &str) -> std::process::Child {
+    let script = machine.host.directory().join("script");
+    write(&script, SCRIPT);
+    let command = format!("sh -c 'script=$(cat); eval \"$script\"' landing {words}");
+    let mut ssh = machine.host.ssh_command(&[&command]);
+    ssh.stdin(File::open(script).unwrap()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_is_killed_leaves_a_whole_landing_or_none() {
+    let machine = Machine::start().await;
+    let new = machine.receive("plain");
+    let mut begun = 0;
+    for (index, delay) in [50, 150, 250, 350, 500, 700].into_iter().enumerate() {
+        let id = format!("a{index}");
+        let mut client = over_ssh(&machine, &format!("land {id} 1 {new} switch 60 1"));
+        tokio::time::sleep(Duration::from_millis(delay)).await;
+        client.kill().unwrap();
+        client.wait().unwrap();
+        // What was sent may still be on its way through sshd
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        if machine.word("id") == id {
+            begun += 1;
+            machine.reverted("not-committed").await;
+        } else {
+            machine.is_on(&machine.old).await;
+        }
+    }
+    assert!(begun > 0, "the last one at least has begun");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_is_cut_in_mid_activation_ends_in_a_revert_or_in_a_commit_if_it_heals_in_time() {
+    let machine = Machine::start().await;
+    let new = machine.receive("slow");
+    for (id, commit) in [("late", 3), ("in-time", 60)] {
+        let mut client = over_ssh(&machine, &format!("land {id} 1 {new} switch 60 {commit}"));
+        until_true("the landing to begin", Duration::from_secs(30), || machine.word("id") == id && machine.word("state") == "activating")
+            .await;
+        machine.host.cut_link();
+        if id == "late" {
+            machine.ended("reverted", "not-committed").await;
+        } else {
+            machine.is("activated").await;
+        }
+        machine.host.heal_link();
+        client.kill().unwrap();
+        client.wait().unwrap();
+    }
+    machine.host.up().await;
+    assert!(over_ssh(&machine, "commit in-time 1").wait().unwrap().success());
+    machine.ended("committed", "").await;
+    machine.is_on(&new).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_controllers_that_begin_at_once_one_lands_and_the_other_is_told() {
+    let machine = Machine::start().await;
+    let systems = [machine.receive("plain"), machine.receive("other")];
+    for round in 0..4 {
+        let ids = [format!("left-{round}"), format!("right-{round}")];
+        let calls: Vec<_> = ids
+            .iter()
+            .zip(&systems)
+            .map(|(id, new)| format!("(landing land {id} 1 {new} switch 60 1; echo exit=$?) > /run/{id} 2>&1 &"))
+            .collect();
+        machine.host.shell(&format!("{} wait", calls.join(" ")));
+        let said = ids.each_ref().map(|id| machine.host.output(&["cat", &format!("/run/{id}")]));
+        let landed = said.each_ref().map(|said| said.contains("exit=0"));
+        assert!(landed[0] != landed[1], "{said:?}");
+        let winner = usize::from(landed[1]);
+        assert!(said[1 - winner].contains(&format!("refused: busy: another landing is running: {}", ids[winner])), "{said:?}");
+        machine.reverted("not-committed").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_races_the_deadline_wins_or_loses_and_nothing_in_between() {
+    let machine = Machine::start().await;
+    let systems = [machine.receive("plain"), machine.receive("other")];
+    let (mut on, mut outcomes) = (machine.old.clone(), [0, 0]);
+    for (round, early) in [700, 300, 100, 0, 0, -100, -300].into_iter().enumerate() {
+        let (id, new) = (format!("a{round}"), systems.iter().find(|system| **system != on).unwrap());
+        machine.activated(&id, new, 2);
+        let left = format!(
+            "read -r up _ </proc/uptime; read -r end </run/nixos-host-controller/deadline; awk \"BEGIN {{ print int(($end - $up) * 1000) }}\""
+        );
+        let left: i64 = machine.host.shell(&left).parse().unwrap();
+        tokio::time::sleep(Duration::from_millis(u64::try_from(left - early).unwrap_or(0))).await;
+        let output = machine.ask(&["commit", &id, "1"]);
+        let committed = output.stdout.contains("landing_state=committed");
+        outcomes[usize::from(committed)] += 1;
+        if committed {
+            on.clone_from(new);
+        }
+        let (state, code) = if committed { ("committed", "") } else { ("reverted", "not-committed") };
+        machine.ended(state, code).await;
+        machine.is_on(&on).await;
+    }
+    eprintln!("reverted, committed: {outcomes:?}");
+    assert!(outcomes.iter().sum::<i32>() == 7 && outcomes[1] > 0, "{outcomes:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_epoch_neither_lands_nor_commits() {
+    let machine = Machine::start().await;
+    let new = machine.receive("plain");
+    let newer = machine.ask(&["land", "a", "7", &new, "switch", "60", "60"]);
+    assert!(newer.stdout.contains("landing_state=activated"), "{}", newer.stdout);
+    let deposed = machine.ask(&["commit", "a", "6"]);
+    assert!(deposed.stdout.contains("refused: fenced: epoch 6 is older than 7"), "{}", deposed.stdout);
+    assert_eq!(machine.word("state"), "activated");
+    machine.ask(&["revert", "a", "7"]);
+    machine.reverted("asked").await;
+    let deposed = machine.ask(&["land", "b", "6", &new, "switch", "60", "60"]);
+    assert!(deposed.stdout.contains("refused: fenced: epoch 6 is older than 7"), "{}", deposed.stdout);
+    machine.is_on(&machine.old).await;
+    assert_eq!(machine.word("id"), "a", "the record of what has ended stays");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plain_user_with_sudo_lands_commits_and_reverts() {
+    let machine = Machine::start().await;
+    let new = machine.receive("plain");
+    let sudo = |words: &[&str]| machine.host.exec(&[&["runuser", "-u", "deploy", "--", "sudo", "-n", "/usr/bin/landing"], words].concat());
+    sudo(&["land", "a", "1", &new, "switch", "60", "1"]);
+    machine.reverted("not-committed").await;
+    sudo(&["land", "b", "1", &new, "switch", "60", "60"]);
+    sudo(&["revert", "b", "1"]);
+    machine.reverted("asked").await;
+    sudo(&["land", "c", "1", &new, "switch", "60", "60"]);
+    assert_eq!(sudo(&["commit", "c", "1"]).code(), 0);
+    machine.ended("committed", "").await;
+    machine.is_on(&new).await;
+    let status = machine.host.exec(&["runuser", "-u", "deploy", "--", "/usr/bin/landing", "status"]);
+    assert!(status.stdout.contains("landing_state=committed"), "status needs no sudo: {}{}", status.stdout, status.stderr);
+}

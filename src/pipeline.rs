@@ -12,7 +12,7 @@ use crate::landing::HostStatus;
 use crate::nix::{LockedFlake, StorePath};
 use crate::observe::{Observed, claimed, observe};
 use crate::stage::{Failure, Records, Stage};
-use crate::stages::{activate, build, commit, copy, dry, evaluate, order, resolve, verify};
+use crate::stages::{activate, build, commit, copy, dry, evaluate, order, reboot, resolve, verify};
 use crate::wish::Wish;
 use crate::world::World;
 use crate::world::nix::Evaluated;
@@ -123,7 +123,10 @@ pub async fn converge<R: Reporter>(pass: &mut Pass<'_, R>) -> Result<Verdict, St
     if pass.wish.activation.mode == Mode::DryActivate {
         return dry::run(pass, &observed, &copied).await;
     }
-    let activation = activate::run(pass, observed, copied).await?;
+    let activation = match reboot::needed(pass, &observed, &copied).await? {
+        Some(failed) => Box::pin(reboot::run(pass, observed, copied, failed)).await?,
+        None => activate::run(pass, observed, copied).await?,
+    };
     let verified = verify::run(pass, activation).await?;
     Box::pin(commit::run(pass, verified)).await
 }
@@ -161,8 +164,10 @@ impl<R: Reporter> Pass<'_, R> {
                 order::unfinished(self, observed);
             }
             Err(failure) => {
-                self.findings.records.failed("Observe", String::new(), failure);
+                let failure = reboot::last_seen(self, failure);
+                self.findings.records.failed("Observe", String::new(), &failure);
                 self.findings.host = Some(Err(failure.clone()));
+                return Ok(Err(failure));
             }
         }
         Ok(observed)

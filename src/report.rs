@@ -175,6 +175,7 @@ impl Report<'_> {
         conditions.push(self.reachable());
         conditions.push(self.up_to_date(system));
         conditions.extend(self.drifted(system));
+        conditions.push(self.reboot_required());
         // Their order counts: the same ones in another order would be a write.
         conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
         conditions
@@ -260,6 +261,18 @@ impl Report<'_> {
         let pending = self.mode == Mode::Boot && system.boot_default.as_deref() == Some(evaluated.out.as_str());
         let reason = if pending { Reason::RebootPending } else { Reason::OutOfDate };
         self.condition(kind, "False", reason, &format!("should run {}", evaluated.out.name()))
+    }
+
+    fn reboot_required(&self) -> Condition {
+        let kind = condition::REBOOT_REQUIRED;
+        match self.host() {
+            None => self.condition(kind, "Unknown", Reason::NotObserved, "the machine could not be looked at"),
+            Some(host) if host.reboot_required => {
+                let message = "the current system has another kernel, initrd or other kernel parameters than were booted";
+                self.condition(kind, "True", Reason::RebootRequired, message)
+            }
+            Some(_) => self.condition(kind, "False", Reason::NoRebootRequired, "the machine has booted what its current system boots"),
+        }
     }
 
     fn drifted(&self, system: &SystemStatus) -> Option<Condition> {
@@ -426,19 +439,21 @@ mod tests {
         let none = NixOSHostStatus::default();
         let all = |found: Findings, state| said(&status(&none, &found, state, 1)).join(", ");
         expect_test::expect![
-            "Drifted=False NoDrift, Reachable=True Answered, Ready=Unknown Progressing, Reconciling=True Building, UpToDate=False OutOfDate"
+            "Drifted=False NoDrift, Reachable=True Answered, Ready=Unknown Progressing, RebootRequired=False NoRebootRequired, Reconciling=True Building, UpToDate=False OutOfDate"
         ]
         .assert_eq(&all(findings(Ok(OLD)), State::Doing(Reason::Building, "3 of 4".into())));
-        expect_test::expect!["Drifted=Unknown NotObserved, Reachable=False Unreachable, Ready=False Unreachable, Reconciling=True ProgressingWithRetry, UpToDate=Unknown NotObserved"]
+        expect_test::expect!["Drifted=Unknown NotObserved, Reachable=False Unreachable, Ready=False Unreachable, RebootRequired=Unknown NotObserved, Reconciling=True ProgressingWithRetry, UpToDate=Unknown NotObserved"]
             .assert_eq(&all(findings(Err(Reason::Unreachable)), State::Failed(Failure::new(Reason::Unreachable, "no answer"), "soon".into())));
         expect_test::expect![
-            "Drifted=False NoDrift, Reachable=True Answered, Ready=False UnitsFailed, Stalled=True UnitsFailed, UpToDate=False OutOfDate"
+            "Drifted=False NoDrift, Reachable=True Answered, Ready=False UnitsFailed, RebootRequired=False NoRebootRequired, Stalled=True UnitsFailed, UpToDate=False OutOfDate"
         ]
         .assert_eq(&all(findings(Ok(OLD)), State::Failed(Failure::new(Reason::UnitsFailed, "web"), "held".into())));
-        expect_test::expect!["Drifted=Unknown NotObserved, Reachable=True Answered, Ready=False PrivilegeRefused, Stalled=True PrivilegeRefused, UpToDate=Unknown NotObserved"]
+        expect_test::expect!["Drifted=Unknown NotObserved, Reachable=True Answered, Ready=False PrivilegeRefused, RebootRequired=Unknown NotObserved, Stalled=True PrivilegeRefused, UpToDate=Unknown NotObserved"]
             .assert_eq(&all(findings(Err(Reason::PrivilegeRefused)), State::Failed(Failure::new(Reason::PrivilegeRefused, "sudo"), "soon".into())));
-        expect_test::expect!["Reachable=Unknown NotObserved, Ready=False Suspended, UpToDate=Unknown NotObserved"]
-            .assert_eq(&all(Findings::default(), State::Suspended));
+        expect_test::expect![
+            "Reachable=Unknown NotObserved, Ready=False Suspended, RebootRequired=Unknown NotObserved, UpToDate=Unknown NotObserved"
+        ]
+        .assert_eq(&all(Findings::default(), State::Suspended));
     }
 
     #[test]

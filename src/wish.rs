@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nixos_host_api::{DriftPolicy, FailedUnitsPolicy, HostKeyPolicy as Policy, Mode, NixOSHostSpec, Reason};
+use nixos_host_api::{DriftPolicy, FailedUnitsPolicy, HostKeyPolicy as Policy, Mode, NixOSHostSpec, Reason, RebootPolicy};
 use serde::Serialize;
 
 use crate::nix::FlakeRef;
@@ -66,6 +66,10 @@ pub struct Activation {
     pub settle: Duration,
     /// What newly failed units mean.
     pub on_failed_units: FailedUnitsPolicy,
+    /// Whether the machine may be rebooted.
+    pub reboot: RebootPolicy,
+    /// For the machine to come back from that.
+    pub reboot_within: Duration,
 }
 
 /// The key of a Secret that holds an SSH key.
@@ -126,6 +130,8 @@ fn activation(spec: &NixOSHostSpec) -> Result<Activation, Failure> {
         commit_within: time("activation.commitWithin", wanted.commit_within.as_ref(), 120)?,
         settle: time("activation.settle", wanted.settle.as_ref(), 5)?,
         on_failed_units: wanted.on_failed_units.unwrap_or_default(),
+        reboot: wanted.reboot.unwrap_or_default(),
+        reboot_within: time("activation.rebootWithin", wanted.reboot_within.as_ref(), 600)?,
     };
     if activation.settle >= activation.commit_within {
         let problem =

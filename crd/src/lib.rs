@@ -11,6 +11,7 @@ pub use duration::{Duration, DurationError};
 pub use reasons::{Class, Reason, condition};
 pub use spec::{
     Activation, Build, Connection, Copy, DriftPolicy, FailedUnitsPolicy, Flake, HostKeyPolicy, LocalRef, Mode, NixOSHost, NixOSHostSpec,
+    RebootPolicy,
 };
 pub use status::{AppliedFlake, Facts, FlakeStatus, HistoryEntry, LandingRef, NixOSHostStatus, Outcome, StageRecord, SystemStatus};
 

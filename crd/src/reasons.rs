@@ -14,6 +14,8 @@ pub mod condition {
     pub const UP_TO_DATE: &str = "UpToDate";
     /// The machine runs something other than what was last committed.
     pub const DRIFTED: &str = "Drifted";
+    /// The machine runs a system with another kernel, initrd or other kernel parameters than it has booted.
+    pub const REBOOT_REQUIRED: &str = "RebootRequired";
 }
 
 /// What follows from a reason.
@@ -72,6 +74,7 @@ reasons! {
     Building Normal "Nix builds the system; the message has the progress." "Wait."
     Copying Normal "The closure is being sent to the machine; the message has the progress." "Wait."
     Activating Normal "The machine activates the new system; it goes back by itself if that takes too long." "Wait."
+    Rebooting Normal "The machine boots the new system once; whatever goes wrong, the boot after that is the old one." "Wait."
     Verifying Normal "The new system is being verified over a new connection." "Wait."
     Committing Normal "The new system is being made the boot default." "Wait."
     Suspended Normal "spec.suspend is true: nothing is done." "Set spec.suspend to false."
@@ -81,6 +84,8 @@ reasons! {
     Answered Normal "The machine answered over SSH." "Nothing."
     OutOfDate Normal "The machine does not run the desired system yet." "See Ready and Reconciling."
     RebootPending Normal "activation.mode is Boot: the desired system is the boot default, and runs from the next boot on." "Reboot the machine when it suits."
+    RebootRequired Normal "The current system has another kernel, initrd or other kernel parameters than were booted." "Reboot the machine when it suits, or set activation.reboot: IfRequired for the next landing."
+    NoRebootRequired Normal "The machine has booted what the current system would boot." "Nothing."
     DryRun Normal "activation.mode is DryActivate: the message says what would change, nothing was changed." "Set another mode to land it."
     NotObserved Normal "The machine could not be looked at, so this cannot be known now." "See Reachable."
 
@@ -136,6 +141,9 @@ reasons! {
     VerificationFailed Rejected "The new system was not reachable over a new connection in time; the machine went back to the old system." "Correct network, firewall or sshd of the configuration."
     CommitFailed Rejected "The new system could not be made the boot default; the machine went back to the old system." "See the message: often a full boot partition."
     Interrupted Rejected "The machine was restarted in the middle of the landing; it booted the old system." "If nobody restarted it the new system may crash it; ask again with requestedAt."
+    RebootUnsupported Rejected "The new system needs a reboot, and the boot loader cannot be told to start it once." "Set activation.reboot: Never and reboot by hand, or use mode Boot."
+    RebootFailed Rejected "The machine was rebooted into the new system and came back with the old one." "Look at the machine's console; the new kernel may not start. Ask again with requestedAt."
+    RebootHostNotBack Transient "The machine was rebooted into the new system and does not answer since; the next power cycle boots the old one." "Power-cycle the machine, or look at its console."
     Superseded Transient "Somebody else switched the machine in the middle of the landing; theirs was left alone." "Agree on who manages the machine."
     RevertFailed Rejected "The machine could not go back to the old system by itself." "Look at the machine now: journalctl -u nixos-host-controller-landing."
     InternalError Transient "A fault of the controller itself; only this pass was harmed." "Report it with the controller's log."

@@ -172,6 +172,7 @@ pub struct Copy {
 /// How the system is activated, and when the machine goes back by itself.
 #[derive(KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = kube::core::Rule::new("!(has(self.reboot) && self.reboot == 'IfRequired' && has(self.mode) && self.mode != 'Switch')").message("reboot: IfRequired goes with mode: Switch only"))]
 pub struct Activation {
     /// `Switch` (default): activate, verify, make it the boot default. `Boot`: only make it the boot default. `Test`: activate and verify, leave the boot default. `DryActivate`: report what would change, change nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -195,6 +196,16 @@ pub struct Activation {
     /// What a unit that fails with the new system, and did not fail before, means: `Revert` (default) to the old system, or `Keep` the new one and name the unit in the condition Ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_failed_units: Option<FailedUnitsPolicy>,
+
+    /// What happens when the new system has another kernel, initrd or other kernel parameters than the machine has booted. `Never` (default): it is activated without them, and the condition
+    /// RebootRequired says so. `IfRequired`: the machine boots the new system once, and it becomes the boot default only when it has proved itself after that boot; needs systemd-boot or GRUB, and mode Switch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reboot: Option<RebootPolicy>,
+
+    /// How long the machine may take to come back from a reboot, from 30s to 2h; past it the resource says so and goes on looking for it. Default: 10m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = kube::core::Rule::new("!self.matches('^([0-9]+(\\\\.[0-9]+)?(ms|s|m|h))+$') || (duration(self) >= duration('30s') && duration(self) <= duration('2h'))").message("rebootWithin: from 30s to 2h"))]
+    pub reboot_within: Option<Duration>,
 }
 
 /// The activation goal.
@@ -219,6 +230,16 @@ pub enum FailedUnitsPolicy {
     Revert,
     /// Keep the new system, name the units.
     Keep,
+}
+
+/// When the machine may be rebooted.
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum RebootPolicy {
+    /// Never.
+    #[default]
+    Never,
+    /// When the new system has another kernel, initrd or other kernel parameters than were booted.
+    IfRequired,
 }
 
 /// What drift means.

@@ -204,7 +204,7 @@ pub struct StageRecord {
 }
 
 /// A landing on the machine, and the boot in which it began.
-#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct LandingRef {
     /// Its identity.
@@ -222,6 +222,16 @@ pub struct LandingRef {
     /// Its revision, short.
     #[schemars(length(max = 300))]
     pub revision: String,
+
+    /// The machine lands it by booting it once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reboot: Option<bool>,
+
+    /// Units that had failed before such a boot: they do not count against the new system.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20), inner(length(max = 300)))]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Atomic)]
+    pub failed_units: Vec<String>,
 }
 
 /// How a stage ended.

@@ -1,5 +1,5 @@
 # What the machine boots next, from the boot loader's own files: the way back is only as good as this answer, so it is a store path or
-# `Unknown`, never a guess. Part of landing.sh; the functions only read, below a root directory that is / but in tests.
+# `Unknown`, never a guess. Part of landing.sh; all but `once` only read, below a root directory that is / but in tests.
 # shellcheck shell=sh disable=SC2015 # `a && b || c` is meant: c also where b fails
 
 # boot_default [ROOT]: which loader the firmware starts is not always to be seen, so all whose files are found have to agree.
@@ -128,4 +128,52 @@ grub_default() { # DIRECTORY
       }
       print lines[where]
     }' "${2:-/dev/null}" "$1/grub.cfg" | init_of
+}
+
+# ---- once ----
+
+# The next boot starts a system that has an entry in the menu, the boot after it the default again. Fails, and prints why, where the loader has no such thing.
+once() { # SYSTEM
+  root=
+  for boot in /boot /boot?* /boot/efi /efi; do
+    if [ -f "$boot/loader/loader.conf" ]; then
+      for entry in "$boot"/loader/entries/*.conf "$boot"/EFI/Linux/*.efi /boot/loader/entries/*.conf; do
+        [ -f "$entry" ] && [ "$(tr '\000' '\n' <"$entry" | init_of)" = "$1" ] || continue
+        id=$(echo "${entry##*/}" | sed 's/+[0-9]*\(-[0-9]*\)\{0,1\}\(\.[a-z]*\)$/\2/')
+        bootctl set-oneshot "$id" 2>&1
+        return
+      done
+      echo "the boot menu has no entry of $1"; return 1
+    elif [ -f "$boot/grub/grub.cfg" ]; then
+      grub_clears "$boot/grub" || return
+      entry=$(grub_entry "$boot/grub/grub.cfg" "$1")
+      [ -n "$entry" ] || { echo "the boot menu has no entry of $1"; return 1; }
+      grub-editenv "$boot/grub/grubenv" set next_entry="$entry" 2>&1
+      return
+    fi
+  done
+  echo "only systemd-boot and GRUB can start a system once"
+  return 1
+}
+never_mind() { # what `once` said
+  for boot in /boot /boot?* /boot/efi /efi; do
+    [ ! -f "$boot/loader/loader.conf" ] || bootctl set-oneshot "" 2>&1
+    [ ! -f "$boot/grub/grubenv" ] || grub-editenv "$boot/grub/grubenv" unset next_entry 2>&1
+  done
+}
+# GRUB forgets what it was told for once by writing to its environment. Where it cannot, once would be for ever.
+grub_clears() { # DIRECTORY
+  case $(findmnt -n -o FSTYPE,SOURCE -T "$1") in
+    *" /dev/mapper/"*|*" /dev/dm-"*|*" /dev/md"*) ;;
+    ext[234]" "*|vfat" "*) return 0;;
+  esac
+  echo "GRUB cannot write to its environment there, so that a boot for once would be one for ever"
+  return 1
+}
+grub_entry() { # GRUB.CFG SYSTEM: the entry that starts it, as grub-reboot takes it: with the titles of its submenus
+  awk -v want=" init=$2/init " '
+    /^[ \t]*(menuentry|submenu) / { match($0, /["\047][^"\047]*["\047]/); title = substr($0, RSTART + 1, RLENGTH - 2) }
+    /[{][ \t]*$/ { outer[++depth] = path; if ($1 == "submenu") path = path title ">" }
+    /^[ \t]*[}][ \t]*$/ { path = outer[depth--] }
+    index($0 " ", want) { print path title; exit }' "$1"
 }

@@ -3,7 +3,9 @@
 # with a reboot, as the landing does.
 #
 #   status                                             facts of the host and the state of the landing; changes nothing
-#   land ID EPOCH NEW MODE ACTIVATE COMMIT             begin, then wait: MODE is switch, boot or test; ACTIVATE and COMMIT are seconds
+#   land ID EPOCH NEW MODE ACTIVATE COMMIT [UNIT…]     begin, then wait: MODE is switch, boot, test, reboot (into NEW, once) or booted (after
+#                                                      that, with the units that had failed before); ACTIVATE and COMMIT are seconds
+#   needs NEW                                          whether NEW needs a reboot, and which units have failed; changes nothing
 #   verify [restarts]                                  what a person would look at after a switch, with restarts so far; changes nothing
 #   commit ID EPOCH | revert ID EPOCH                  ask the running landing, wait for what it does
 #   wait ID                                            until the landing needs the controller or has ended, at most 20 seconds
@@ -63,8 +65,28 @@ status() { # [brief]: without the boot default, which cannot have moved while a 
   echo "nix=$(command -v nix-store)"
   tell nixos_version /run/current-system/nixos-version; tell architecture /run/current-system/system; tell kernel /proc/sys/kernel/osrelease
   tell boot_id /proc/sys/kernel/random/boot_id; tell machine_id /etc/machine-id
+  [ "$2" = "$1" ] || ! differs "$2" "$1" || echo "reboot=required"
   alive $U && echo "landing=active"
   for name in id state rc code why old new; do tell "landing_$name" "$D/$name"; done
+}
+# Whether one system boots what another one does not: what NixOS itself compares, with the parameters and the interface of init. A file that both lack is equal
+differs() { # A B
+  # shellcheck disable=SC2046
+  set -- "$1" "$2" $(for file in kernel initrd kernel-modules; do readlink -m "$1/$file" "$2/$file"; done)
+  for pair in "$3 $4" "$5 $6" "$7 $8"; do
+    left=${pair% *} right=${pair#* }
+    [ "${left#"$1/"}" = "${right#"$2/"}" ] || return 0
+  done
+  for file in kernel-params init-interface-version; do
+    take "$1/$file"; left=$word; take "$2/$file"; [ "$left" = "$word" ] || return 0
+  done
+  return 1
+}
+needs() {
+  echo "protocol=1"
+  ! differs "$(readlink -f /run/booted-system)" "$1" || echo "reboot=required"
+  # shellcheck disable=SC2046 # one line of words
+  echo failed=$(troubled | head -n 20)
 }
 # Units that failed, or wait for a restart after a failure
 troubled() {
@@ -99,7 +121,7 @@ busy() { # [WHO]: or another landing, by its id. The file may still be that of t
   refuse busy "${1:-another landing has just ended}" 75
 }
 land() {
-  id=$1 epoch=$2 new=$3 mode=$4 activate=$5 commit=$6
+  id=$1 epoch=$2 new=$3 mode=$4 activate=$5 commit=$6; shift 6
   [ "$(get id)" = "$id" ] && alive $U && return 0
   { [ -x "$new/bin/switch-to-configuration" ] && [ -f "$new/nixos-version" ]; } || refuse invalid "$new is not a NixOS system" 65
   case $(timeout 30 systemctl is-system-running) in stopping|maintenance) refuse not-ready "the host is stopping or in maintenance" 75;; esac
@@ -107,12 +129,15 @@ land() {
   [ ! -e $LOCK ] || flock -s -n $LOCK true || busy "another switch-to-configuration is running"
   ! alive $A || busy "a nixos-rebuild is running"
   old=$(current) default=$(boot_default)
+  [ "$mode" != booted ] || { [ "$old" = "$new" ] && [ "$(readlink -f /run/booted-system)" = "$new" ] && old=$default; } || refuse not-booted "$new was not booted" 75
+  [ "$mode" != reboot ] || [ "$default" = "$old" ] || refuse boot-default "the boot default is $default, not what runs" 78
   [ "$default" = "$old" ] || [ "$default" = Unknown ] || [ "$mode" = boot ] || [ "$default" = "$(readlink -f $P)" ] ||
     refuse boot-default "the boot default is $default, not what runs: a crash now would not bring $old back" 78
   mkdir -p $D && { [ -p $D/bell ] || mkfifo $D/bell $D/answer; } || refuse cannot-write "cannot write to $D" 73
   # By rename: a shell reads its script while it runs it.
   printf '%s\n' "$script" >$D/script.new && mv -f $D/script.new $D/script || refuse cannot-write "cannot write to $D" 73
   [ ! -e $D/refused ] || rm -f $D/refused
+  [ $# = 0 ] || printf '%s\n' "$@" >$D/baseline
   listen answer
   # DefaultDependencies=no and IgnoreOnIsolate: emergency.target and isolate must not take the way back with them.
   if systemd-run --quiet --collect --no-ask-password --unit=$U --description="$id" --service-type=exec -p DefaultDependencies=no -p IgnoreOnIsolate=yes \
@@ -128,7 +153,7 @@ land() {
   [ "$(get id)" = "$id" ] || busy
 }
 # Until the state is one in which something is up to the controller, or the landing has gone.
-settled() { case $(get state) in activated|committed|reverted|superseded|failed) true;; *) ! alive $U;; esac; }
+settled() { case $(get state) in activated|rebooting|committed|reverted|superseded|failed) true;; *) ! alive $U;; esac; }
 wait_() {
   listen answer
   tries=0; while [ "$(get id)" = "$1" ] && [ $tries -lt 20 ] && ! settled; do hear answer; tries=$((tries + 1)); done
@@ -156,18 +181,17 @@ run() {
   last=$(get epoch)
   [ "$epoch" -ge "${last:-0}" ] || not_now "fenced epoch $epoch is older than $last"
   mkdir -p $G && ln -sfn "$old" $G/old && ln -sfn "$new" $G/new || not_now "cannot-write cannot write to $G"
-  troubled >$D/failed-before
+  [ "$mode" != booted ] || { old=$(boot_default); profile=$old; }      # the profile was moved before the boot
+  if [ "$mode" = booted ]; then cat $D/baseline >$D/failed-before 2>/dev/null; else troubled >$D/failed-before; fi
   for word in code why rc commit revert deadline; do put $word "" || not_now "cannot-write cannot write to $D"; done
   put state armed && put epoch "$epoch" && put mode "$mode" && put old "$old" && put profile "$profile" && put new "$new" &&
     put target "$(unit default.target ActiveState)" && put window "$commit" && put deadline $(($(now) + activate)) && put id "$id" || not_now "cannot-write cannot write to $D"
   listen bell
   open_lock
   [ "$mode" != boot ] || { lock || fail commit-failed "another switch-to-configuration is running"; commit_; exit; }
-  state activating
-  # Its output goes to the journal: a pipe into the connection would kill it when the connection dies.
-  systemd-run --quiet --collect --no-ask-password --unit=$A --service-type=exec -p DefaultDependencies=no -p IgnoreOnIsolate=yes \
-    -p KillMode=control-group -p TimeoutStopSec=10 -E NIXOS_INSTALL_BOOTLOADER=0 -E "LANDING_PATH=$PATH" /bin/sh $D/script _activate "$new" ||
-    fail activation-failed "the activation could not be started"
+  [ "$mode" != reboot ] || reboot_
+  [ "$mode" != booted ] || { put rc 0; put deadline $(($(now) + commit)); state activated; }
+  [ "$(get state)" = activated ] || activate
   while :; do
     [ "$(get state)" != activating ] || watch_activation
     [ "$(get revert)" != "$id" ] || fail asked "the controller asked for the old system"
@@ -175,6 +199,33 @@ run() {
     [ "$(now)" -lt "$(get deadline)" ] || past_deadline
     hear bell
   done
+}
+activate() {
+  state activating
+  # Its output goes to the journal: a pipe into the connection would kill it when the connection dies.
+  systemd-run --quiet --collect --no-ask-password --unit=$A --service-type=exec -p DefaultDependencies=no -p IgnoreOnIsolate=yes \
+    -p KillMode=control-group -p TimeoutStopSec=10 -E NIXOS_INSTALL_BOOTLOADER=0 -E "LANDING_PATH=$PATH" /bin/sh $D/script _activate "$new" ||
+    fail activation-failed "the activation could not be started"
+}
+# The new system becomes a generation with an entry in the boot menu, while the default stays; the next boot starts that entry, and only that
+# boot. Whoever does not make it the default then, for whatever reason, gets the old system with the boot after it.
+reboot_() {
+  lock || fail commit-failed "another switch-to-configuration is running"
+  state staging
+  timeout 120 nix-env -p $P --set "$new" || fail commit-failed "nix-env --set failed on $P"
+  unlock
+  stc "$old" boot 300 || fail commit-failed "switch-to-configuration boot exited with $?"
+  [ "$(boot_default)" = "$old" ] || fail commit-failed "the boot default is $(boot_default) after switch-to-configuration boot of $old"
+  reason=$(once "$new") || fail no-once "$reason"
+  [ "$(boot_default)" = "$new" ] || fail no-once "the boot loader was told to start $new once, and would start $(boot_default)"
+  flush
+  put deadline $(($(now) + 300))
+  state rebooting
+  say "rebooting into $new, once"
+  timeout 10 systemctl reboot --no-block || fail reboot-failed "systemctl reboot failed"
+  # The shutdown ends this service, and with it this loop
+  while [ "$(now)" -lt "$(get deadline)" ]; do sleep 1; done
+  fail reboot-failed "the machine did not shut down"
 }
 watch_activation() {
   if [ -n "$(get rc)" ]; then
@@ -227,7 +278,12 @@ flush() { # what the next boot needs reaches the disk, of the file systems that 
 revert() { # ExecStopPost: whatever ended the landing, unless it committed the host goes back
   [ "$(get id)" = "$1" ] || return 0
   began=no
-  case $(get state) in armed|activating|activated|reverting) ;; committing) began=yes;; *) return 0;; esac
+  case $(get state) in
+    armed|activating|activated|reverting) ;;
+    committing|staging) began=yes;;
+    rebooting) [ "$(timeout 10 systemctl is-system-running)" != stopping ] || return 0; began=yes;;    # on its way; otherwise it will not be
+    *) return 0;;
+  esac
   mode=$(get mode) old=$(get old) new=$(get new) profile=$(get profile)
   ours || return 0
   [ -n "$(get code)" ] || { put code killed; put why "the landing was stopped or killed"; }
@@ -236,9 +292,11 @@ revert() { # ExecStopPost: whatever ended the landing, unless it committed the h
   timeout 10 systemctl kill -s KILL $A 2>/dev/null; timeout 20 systemctl stop $A 2>/dev/null
   # A profile that is neither what was there nor what this landing set is a person's
   [ "$(readlink -f $P)" != "$new" ] || [ "$profile" = "$new" ] || timeout 60 nix-env -p $P --set "$profile"
+  [ "$mode" != reboot ] || never_mind
   [ $began = no ] || back boot
   [ "$(timeout 10 systemctl is-system-running)" != stopping ] || return 0      # the boot default does the rest
-  if [ "$mode" != boot ]; then
+  [ "$mode" != booted ] || return 0                                            # there is no way to the old kernel but by a boot: `last`
+  if [ "$mode" != boot ] && [ "$mode" != reboot ]; then
     make_room
     timeout 5 busctl status >/dev/null 2>&1 || leave_emergency
     back test || return 0
@@ -285,11 +343,11 @@ leave_emergency() { # the bus is dead there, and the real switch-to-configuratio
 home() { [ "$(current)" = "$(get old)" ] && { [ "$(get target)" != active ] || timeout 10 systemctl is-active --quiet default.target; }; }
 last() { # second ExecStopPost: if even the revert did not come through, boot the old system
   [ "$(get id)" = "$1" ] || return 0
-  case $(get state) in committed|reverted|superseded|failed|"") return 0;; esac
+  case $(get state) in committed|reverted|superseded|failed|rebooting|"") return 0;; esac
   [ "$(timeout 10 systemctl is-system-running)" != stopping ] || return 0
   [ "$(boot_default)" = "$(get old)" ] || { state failed; say "cannot reboot into the old system: the boot default is $(boot_default)"; return 0; }
   [ "$(get mode)" != boot ] || { state reverted; return 0; }
-  say "the revert failed: rebooting into $(get old)"
+  say "rebooting into $(get old): $(get why)"
   # This must end for an orderly reboot to go on: what forces one lives in a unit that the shutdown does not wait for
   systemd-run --quiet --collect --no-ask-password -p DefaultDependencies=no -p IgnoreOnIsolate=yes /bin/sh $D/script _force
   timeout 10 systemctl reboot --no-block || systemctl --force --force reboot
@@ -297,7 +355,7 @@ last() { # second ExecStopPost: if even the revert did not come through, boot th
 main() {
   verb=$1; shift
   case $verb in
-    status|log) $verb;; verify) verify "$@";; dry) dry "$1";; wait) wait_ "$1";;
+    status|log) $verb;; needs) needs "$1";; verify) verify "$@";; dry) dry "$1";; wait) wait_ "$1";;
     land) land "$@" && wait_ "$1";; commit|revert) ask "$verb" "$@";;
     _run) run "$@";; _revert) revert "$@";; _last) last "$@";;
     _force) sleep 30; systemctl --force --force reboot;;

@@ -14,7 +14,7 @@ use nixos_host_api::Mode;
 use crate::nix::StorePath;
 use crate::world::ssh::{Command, ExecError, Exit, Host, Limits};
 
-pub use status::{HostStatus, Landing, LandingState, NotTheProtocol, Verification};
+pub use status::{HostStatus, Landing, LandingState, Needs, NotTheProtocol, Verification};
 
 /// What is sent to the host with each request: nothing of it stays there but during a landing.
 const SCRIPT: &str = concat!(include_str!("boot.sh"), include_str!("landing.sh"));
@@ -37,12 +37,37 @@ pub struct Order {
     pub epoch: u64,
     /// The system.
     pub new: StorePath,
-    /// `Switch`, `Boot` or `Test`.
-    pub mode: Mode,
+    /// How.
+    pub goal: Goal,
     /// Past this the activation is ended and the host goes back.
     pub activate_within: Duration,
     /// Past this, counted from the end of the activation, the host goes back.
     pub commit_within: Duration,
+}
+
+/// How a system lands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Goal {
+    /// It is activated, and with a commit the boot default.
+    Switch,
+    /// It becomes the boot default at once.
+    Boot,
+    /// It is activated; a commit lets it stay until the next boot.
+    Test,
+    /// It is booted once.
+    Reboot,
+    /// It was booted once, and with a commit is the boot default; units that had failed before do not count against it.
+    Booted(Vec<String>),
+}
+
+impl From<Mode> for Goal {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Boot => Self::Boot,
+            Mode::Test => Self::Test,
+            Mode::Switch | Mode::DryActivate => Self::Switch,
+        }
+    }
 }
 
 /// Why the host did not do as it was asked.
@@ -92,15 +117,23 @@ impl<'h, H: Host> Client<'h, H> {
 
     /// Begins a landing, or attaches to it if it has begun. Returns once it needs the controller or has ended; as it is after 20 s otherwise.
     pub async fn land(&self, order: &Order) -> Result<HostStatus, LandingError> {
-        let mode = match order.mode {
-            Mode::Boot => "boot",
-            Mode::Test => "test",
-            Mode::Switch | Mode::DryActivate => "switch",
+        let (goal, units): (_, &[String]) = match &order.goal {
+            Goal::Switch => ("switch", &[]),
+            Goal::Boot => ("boot", &[]),
+            Goal::Test => ("test", &[]),
+            Goal::Reboot => ("reboot", &[]),
+            Goal::Booted(units) => ("booted", units),
         };
         let seconds = |time: Duration| time.as_secs().max(1).to_string();
         let (epoch, activate, commit) = (order.epoch.to_string(), seconds(order.activate_within), seconds(order.commit_within));
-        let answer = self.ask(&["land", &order.id, &epoch, order.new.as_str(), mode, &activate, &commit], ANSWER_WITHIN).await?;
-        Ok(HostStatus::parse(&answer)?)
+        let mut words = vec!["land", &order.id, &epoch, order.new.as_str(), goal, &activate, &commit];
+        words.extend(units.iter().map(String::as_str));
+        Ok(HostStatus::parse(&self.ask(&words, ANSWER_WITHIN).await?)?)
+    }
+
+    /// Whether `system` needs a reboot. Changes nothing.
+    pub async fn needs(&self, system: &StorePath) -> Result<Needs, LandingError> {
+        Ok(Needs::parse(&self.ask(&["needs", system.as_str()], ANSWER_WITHIN).await?)?)
     }
 
     /// Looks at what a person would look at after a switch: what runs, and which units failed since. How often units were restarted is asked

@@ -23,6 +23,8 @@ pub fn failure(landing: &Landing, detail: &str) -> Option<Failure> {
         (_, "activation-timeout") => Reason::ActivationTimedOut,
         (_, "activation-killed" | "killed") => Reason::Interrupted,
         (_, "commit-failed") => Reason::CommitFailed,
+        (_, "no-once") => Reason::RebootUnsupported,
+        (_, "reboot-failed") => Reason::RebootFailed,
         _ => Reason::VerificationFailed,
     };
     let detail = if detail.trim().is_empty() { String::new() } else { format!("\n{}", detail.trim()) };
@@ -33,7 +35,7 @@ pub fn failure(landing: &Landing, detail: &str) -> Option<Failure> {
 pub fn refusal(code: &str) -> Reason {
     match code {
         "busy" | "other" | "fenced" => Reason::HostBusy,
-        "not-ready" => Reason::HostNotReady,
+        "not-ready" | "not-booted" => Reason::HostNotReady,
         "boot-default" => Reason::BootDefaultDiffers,
         "invalid" => Reason::NotANixOSSystem,
         _ => Reason::HostError,

@@ -33,6 +33,8 @@ pub struct HostStatus {
     pub boot_id: Option<String>,
     /// A digest of the machine's id.
     pub machine: Option<String>,
+    /// The current system has another kernel, initrd or other kernel parameters than were booted.
+    pub reboot_required: bool,
     /// The last landing since the host booted, in flight or ended.
     pub landing: Option<Landing>,
 }
@@ -67,6 +69,10 @@ pub enum LandingState {
     Activating,
     /// The new system is active; the host waits for a commit.
     Activated,
+    /// The new system gets an entry in the boot menu.
+    Staging,
+    /// The host shuts down; the next boot, and only that one, starts the new system.
+    Rebooting,
     /// The profile and the boot default are being moved.
     Committing,
     /// Done: the new system stays.
@@ -87,6 +93,8 @@ impl LandingState {
             "armed" => Self::Armed,
             "activating" => Self::Activating,
             "activated" => Self::Activated,
+            "staging" => Self::Staging,
+            "rebooting" => Self::Rebooting,
             "committing" => Self::Committing,
             "committed" => Self::Committed,
             "reverting" => Self::Reverting,
@@ -116,6 +124,24 @@ pub struct Verification {
     pub restarts: BTreeMap<String, u64>,
     /// The last journal lines of the failed units, each with its unit's name.
     pub journal: Vec<String>,
+}
+
+/// What a system needs that is about to land.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Needs {
+    /// Another kernel, initrd or other kernel parameters than were booted.
+    pub reboot: bool,
+    /// Units that have failed before.
+    pub failed: Vec<String>,
+}
+
+impl Needs {
+    /// Reads the output of `needs`.
+    pub fn parse(text: &str) -> Result<Self, NotTheProtocol> {
+        HostStatus::parse(text)?;
+        let failed = text.lines().filter_map(|line| line.strip_prefix("failed=")).flat_map(str::split_whitespace);
+        Ok(Self { reboot: text.lines().any(|line| line == "reboot=required"), failed: failed.take(20).map(str::to_owned).collect() })
+    }
 }
 
 /// The output is not of this protocol: something else answered.
@@ -160,6 +186,7 @@ impl HostStatus {
             kernel: bounded("kernel"),
             boot_id: bounded("boot_id"),
             machine: word("machine_id").map(machine),
+            reboot_required: word("reboot") == Some("required"),
             landing,
         })
     }
@@ -229,6 +256,14 @@ mod tests {
     fn a_host_that_is_not_nixos_has_no_current_system() {
         let host = HostStatus::parse("protocol=1\ncurrent=/run/current-system\nnix=\n").unwrap();
         assert_eq!((host.current, host.has_nix), (None, false));
+    }
+
+    #[test]
+    fn what_a_system_needs_is_read() {
+        let needs = Needs::parse("protocol=1\nreboot=required\nfailed=a.service b.mount\n").unwrap();
+        assert_eq!(needs, Needs { reboot: true, failed: vec!["a.service".into(), "b.mount".into()] });
+        assert_eq!(Needs::parse("protocol=1\nfailed=\n"), Ok(Needs::default()));
+        assert!(Needs::parse("reboot=required\n").is_err());
     }
 
     #[test]

@@ -52,9 +52,20 @@ pub async fn run<R: Reporter>(pass: &mut Pass<'_, R>, observed: Observed, copied
     pass.begin(&stage, format!("activating {}", toplevel.name()))?;
     let landing = match order::begun(pass) {
         Some(landing) => landing,
-        None => begin(pass, &stage, &observed, &toplevel).await?,
+        None => begin(pass, &stage, &observed, &toplevel, None).await?,
     };
     let followed = pass.world.timed(Activate::NAME, activated(pass, observed, &landing, &toplevel)).await;
+    finish(pass, &stage, landing, toplevel, followed).await
+}
+
+/// Takes note of how far a landing came: what it was ordered for, or its end before that.
+pub(super) async fn finish<R: Reporter>(
+    pass: &mut Pass<'_, R>,
+    stage: &Activate,
+    landing: LandingRef,
+    toplevel: StorePath,
+    followed: Result<(HostStatus, Link), Failure>,
+) -> Result<Activation, Stop> {
     let outcome = match followed {
         Ok((host, session)) => {
             pass.saw(host.clone());
@@ -67,31 +78,34 @@ pub async fn run<R: Reporter>(pass: &mut Pass<'_, R>, observed: Observed, copied
     if let Err(failure) = &outcome {
         conclude(pass, &landing, failure);
     }
-    let known = outcome.as_ref().err().is_none_or(|failure| failure.reason != Reason::Unreachable);
-    let outcome = pass.ended(&stage, outcome.map_err(Stop::Failed), |activation| activation.toplevel.to_string());
+    let known = outcome.as_ref().err().is_none_or(|failure| !matches!(failure.reason, Reason::Unreachable | Reason::RebootHostNotBack));
+    let outcome = pass.ended(stage, outcome.map_err(Stop::Failed), |activation| activation.toplevel.to_string());
     pass.findings.records.landing(Activate::NAME, (outcome.is_ok() || !known).then_some(landing));
     outcome
 }
 
 /// Takes note of a landing that ended before Verify; of one whose end is unknown a later pass does.
 fn conclude<R>(pass: &mut Pass<'_, R>, landing: &LandingRef, failure: &Failure) {
-    if failure.is_rejection() || failure.reason == Reason::RevertFailed {
+    if failure.is_rejection() {
         pass.findings.ended.extend(order::ended(pass.wish, landing, Some(failure.clone())));
     }
 }
 
 /// Writes down what is about to begin: should this process end now, the next one knows that it has to ask the host.
-async fn begin<R: Reporter>(
+pub(super) async fn begin<R: Reporter>(
     pass: &mut Pass<'_, R>,
     stage: &Activate,
     observed: &Observed,
     toplevel: &StorePath,
+    reboot: Option<Vec<String>>,
 ) -> Result<LandingRef, Stop> {
     let landing = LandingRef {
         id: pass.world.landing_id(&pass.wish.id.uid),
         boot_id: observed.host.boot_id.clone().unwrap_or_default(),
         system: toplevel.to_string(),
         revision: pass.findings.locked.as_ref().map(crate::nix::LockedFlake::short).unwrap_or_default(),
+        reboot: reboot.is_some().then_some(true),
+        failed_units: reboot.unwrap_or_default(),
     };
     for name in ["Verify", "Commit"] {
         pass.findings.records.forget(name);
@@ -113,7 +127,7 @@ async fn activated<R>(
         id: landing.id.clone(),
         epoch: pass.world.epoch,
         new: toplevel.clone(),
-        mode: activation.mode,
+        goal: activation.mode.into(),
         activate_within: activation.activate_within,
         commit_within: activation.commit_within,
     };

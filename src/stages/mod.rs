@@ -7,5 +7,6 @@ pub mod copy;
 pub mod dry;
 pub mod evaluate;
 pub mod order;
+pub mod reboot;
 pub mod resolve;
 pub mod verify;

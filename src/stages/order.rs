@@ -7,8 +7,8 @@ use std::time::Duration;
 use nixos_host_api::{LandingRef, Reason};
 use serde::Serialize;
 
-use super::{activate::Activate, commit::Commit, verify::Verify};
-use crate::landing::{Client, HostStatus, Landing, LandingError, outcome};
+use super::{activate::Activate, commit::Commit, reboot, verify::Verify};
+use crate::landing::{Client, HostStatus, Landing, LandingError, LandingState, outcome};
 use crate::nix::StorePath;
 use crate::observe::{Observed, connect_within, landing_failure};
 use crate::pipeline::{Ended, Pass, Reporter, Stop};
@@ -58,7 +58,8 @@ pub fn unfinished<R>(pass: &mut Pass<'_, R>, observed: &Observed) {
     let Some(begun) = begun(pass) else { return };
     let host = &observed.host;
     let landing = host.landing.as_ref().filter(|landing| landing.id == begun.id);
-    if landing.is_some_and(|landing| landing.active && !landing.state.is_final()) {
+    let goes_on = landing.is_some_and(|landing| landing.state == LandingState::Rebooting || landing.active && !landing.state.is_final());
+    if goes_on || landing.is_none() && reboot::booted_once(host, &begun) {
         return;
     }
     let failure = match landing {
@@ -68,7 +69,7 @@ pub fn unfinished<R>(pass: &mut Pass<'_, R>, observed: &Observed) {
             pass.findings.records.forget(Activate::NAME);
             return;
         }
-        None => Some(interrupted(&begun)),
+        None => Some(reboot::came_back(host, &begun).unwrap_or_else(|| interrupted(&begun))),
     };
     tracing::info!(landing = %begun.id, "an earlier landing has ended");
     let key = pass.findings.records.get(Activate::NAME).map(|record| record.key.clone()).unwrap_or_default();
@@ -107,6 +108,10 @@ pub async fn earlier<R: Reporter>(pass: &mut Pass<'_, R>, observed: Option<&Obse
     }
     tracing::info!(landing = %begun.id, "a landing that is no longer wanted is reverted");
     let client = Client::new(&observed.session, &pass.wish.target.user);
+    if observed.host.landing.is_none() && reboot::booted_once(&observed.host, &begun) {
+        // The way back is armed first: it is another boot.
+        reboot::adopt(pass, &observed.session, &begun).await?;
+    }
     let host = client.revert(&begun.id, pass.world.epoch).await.map_err(|error| landing_failure(&error))?;
     pass.saw(host);
     pass.findings.records.forget(Activate::NAME);
@@ -157,6 +162,6 @@ pub fn needs_us(host: &HostStatus, id: &str) -> bool {
 pub fn end(host: &HostStatus, begun: &LandingRef, detail: &str) -> Result<(), Failure> {
     match host.landing.as_ref().filter(|landing| landing.id == begun.id) {
         Some(landing) => outcome::failure(landing, detail).or_else(|| died(landing)).map_or(Ok(()), Err),
-        None => Err(interrupted(begun)),
+        None => Err(reboot::came_back(host, begun).unwrap_or_else(|| interrupted(begun))),
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! Input: the activation. Effect: none, unless it is unhealthy: then the host is told to go back. Output: the new connection.
 
+use std::time::Duration;
+
 use nixos_host_api::{FailedUnitsPolicy, LandingRef, Reason};
 use serde::Serialize;
 
@@ -70,7 +72,7 @@ fn unreachable<R>(pass: &Pass<'_, R>) -> Failure {
 /// Verifies over a new connection, and over another one after `settle`: late DHCP, firewalls and crash loops.
 async fn check_twice<R>(pass: &Pass<'_, R>, begun: &LandingRef, toplevel: &StorePath) -> Result<(Link, String), Failure> {
     let wish = pass.wish;
-    let (session, first) = look(pass, !wish.activation.settle.is_zero()).await?;
+    let (session, first) = started(pass, begun).await?;
     let note = check(&first, None, begun, toplevel, wish.activation.on_failed_units)?;
     if wish.activation.settle.is_zero() {
         return Ok((session, note));
@@ -79,6 +81,19 @@ async fn check_twice<R>(pass: &Pass<'_, R>, begun: &LandingRef, toplevel: &Store
     let (session, second) = look(pass, true).await?;
     let note = check(&second, Some(&first), begun, toplevel, wish.activation.on_failed_units)?;
     Ok((session, note))
+}
+
+/// The first look. A system that was just booted is still starting what may yet fail: half of the time is given to that.
+async fn started<R>(pass: &Pass<'_, R>, begun: &LandingRef) -> Result<(Link, Verification), Failure> {
+    let activation = &pass.wish.activation;
+    let patience = pass.world.clock.now() + activation.commit_within / 2;
+    loop {
+        let (session, found) = look(pass, !activation.settle.is_zero()).await?;
+        if begun.reboot != Some(true) || found.running != "starting" || pass.world.clock.now() >= patience {
+            return Ok((session, found));
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }
 
 async fn look<R>(pass: &Pass<'_, R>, restarts: bool) -> Result<(Link, Verification), Failure> {
@@ -148,7 +163,7 @@ async fn give_up<R: Reporter>(pass: &mut Pass<'_, R>, begun: &LandingRef, sessio
             pass.findings.records.landing("Activate", None);
             match order::end(&host, begun, "") {
                 // What the controller saw says more than that it asked the host to go back.
-                Err(end) if matches!(end.reason, Reason::VerificationFailed) => {
+                Err(end) if matches!(end.reason, Reason::VerificationFailed | Reason::RebootFailed) => {
                     Failure::new(failure.reason, format!("{}; the old system runs again", failure.message))
                 }
                 Err(end) => end,
@@ -169,7 +184,7 @@ mod tests {
     const NEW: &str = "/nix/store/s66mzxpvicwk07gjbjfw9izjfa797vsw-nixos-system-web-26.05";
 
     fn begun() -> LandingRef {
-        LandingRef { id: "a".into(), boot_id: "b".into(), system: NEW.into(), revision: "main".into() }
+        LandingRef { id: "a".into(), boot_id: "b".into(), system: NEW.into(), revision: "main".into(), reboot: None, failed_units: vec![] }
     }
 
     fn found(exit: i32, failed: &[&str], restarts: u64) -> Verification {

@@ -92,12 +92,12 @@ async fn sample(ours: &mut Ours, theirs: &mut Theirs, kind: Kind, revision: u32,
         };
         busy[side] = format!("{:.2} s in hosts, {:.2} s in all", processor_time(&hosts) - before.0, machine_time() - before.1);
     }
-    say(&format!("  processor time: {}; {}", busy[0], busy[1]));
+    say(&format!("  processor time, ours: {}; theirs: {}", busy[0], busy[1]));
     (times[0], times[1])
 }
 
 /// Processor time that these hosts have had, in seconds.
-fn processor_time(hosts: &[String]) -> f64 {
+pub(crate) fn processor_time(hosts: &[String]) -> f64 {
     let used = |host: &String| -> f64 {
         let text = std::fs::read_to_string(cgroup().join(host).join("cpu.stat")).unwrap_or_default();
         let line = text.lines().find_map(|line| line.strip_prefix("usage_usec ")).unwrap_or_default();

@@ -1,11 +1,10 @@
 //! What the landing protocol costs on the host beyond the switch itself: one host, both systems there already, the whole of a landing as a
 //! pass does it beside `nix-env --set` and `switch-to-configuration switch` over one connection.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use nixos_host_api::Mode;
 use nixos_host_controller::{
-    landing::{Client, LandingState, Order},
+    landing::{self, Client, LandingState, Order},
     world::ssh::{Command, ConnectOptions, Exit, Host as _, HostKeyPolicy, Limits, PrivateKey, Session, Target},
 };
 use nixos_host_e2e::{
@@ -15,6 +14,7 @@ use nixos_host_e2e::{
 
 use crate::{
     RUNS,
+    changes::processor_time,
     sides::{LONG, calm, fleet},
     table::{Goal, Row, Rows, say},
 };
@@ -44,9 +44,9 @@ pub(crate) async fn measure(into: Rows) {
             calm().await;
             let began = Instant::now();
             if side == 0 {
-                host.land(revision, &toplevel).await
+                host.land(revision, &toplevel).await;
             } else {
-                host.switch(&toplevel).await
+                host.switch(&toplevel).await;
             }
             times[side] = began.elapsed().as_secs_f64();
             assert_eq!((host.host.current_system(), host.host.boot_default()), (toplevel.clone(), toplevel));
@@ -96,40 +96,39 @@ impl Bench {
     }
 
     async fn land(&self, number: u32, toplevel: &str) {
-        let mut laps = vec![Instant::now()];
+        let lap = || (Instant::now(), processor_time(&[self.host.name()]));
+        let mut laps = vec![lap()];
         let order = Order {
             id: format!("bench-{number}"),
             epoch: 1,
             new: toplevel.parse().expect("a store path"),
-            mode: Mode::Switch,
+            goal: landing::Goal::Switch,
             activate_within: LONG,
             commit_within: LONG,
         };
         let first = self.connect().await;
         let client = Client::new(&first, "root");
-        laps.push(Instant::now());
+        laps.push(lap());
         client.status().await.expect("the host says what it is");
-        laps.push(Instant::now());
+        laps.push(lap());
         let mut host = client.land(&order).await.expect("the host takes the order");
         while host.landing.as_ref().is_some_and(|landing| landing.state == LandingState::Activating) {
             host = client.wait(&order.id).await.expect("the host says how far it is");
         }
-        laps.push(Instant::now());
+        laps.push(lap());
         let second = self.connect().await;
         let client = Client::new(&second, "root");
-        laps.push(Instant::now());
+        laps.push(lap());
         let found = client.verify(false).await.expect("the host says what it runs");
         assert_eq!((found.host.current, found.failed), (Some(order.new.clone()), vec![]));
-        laps.push(Instant::now());
+        laps.push(lap());
         let host = client.commit(&order.id, order.epoch).await.expect("the host commits");
         assert_eq!(host.landing.map(|landing| landing.state), Some(LandingState::Committed));
-        laps.push(Instant::now());
+        laps.push(lap());
         let steps = ["connect", "status", "land", "connect", "verify", "commit"];
-        let laps = laps.windows(2).zip(steps).map(|(lap, step)| format!("{step} {:.0} ms", ms(lap[1] - lap[0])));
+        let laps = laps.windows(2).zip(steps).map(|(lap, step)| {
+            format!("{step} {:.0} ms (processor {:.0})", (lap[1].0 - lap[0].0).as_secs_f64() * 1e3, (lap[1].1 - lap[0].1) * 1e3)
+        });
         say(&format!("  {}", laps.collect::<Vec<_>>().join(", ")));
     }
-}
-
-fn ms(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
 }

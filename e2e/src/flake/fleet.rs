@@ -126,6 +126,9 @@ pub struct Kernel {
     /// `kernel-params`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub params: Option<String>,
+    /// It does not come up: the machine stays dark until somebody switches it off and on.
+    #[serde(default)]
+    pub panics: bool,
 }
 
 /// How an evaluation goes.
@@ -175,7 +178,22 @@ pub struct Build {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootLoader {
     /// It does not: `switch` and `boot` exit with 1.
+    #[serde(default)]
     pub fail: bool,
+    /// Which one.
+    #[serde(default)]
+    pub kind: Loader,
+}
+
+/// A boot loader that the hosts' firmware knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Loader {
+    /// Boots its default, and nothing for once.
+    #[default]
+    Extlinux,
+    /// Boots what an EFI variable names for once, else its default.
+    SystemdBoot,
 }
 
 /// Snippets for [`Knobs::snippet`].

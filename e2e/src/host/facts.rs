@@ -40,6 +40,12 @@ impl Host {
 
     /// The system whose init the boot menu's default entry names.
     pub fn boot_default(&self) -> String {
+        let entry =
+            self.exec(&["sh", "-c", r#"cat "/boot/loader/entries/$(awk '$1 == "default" { print $2 }' /boot/loader/loader.conf)""#]);
+        if entry.status.success() {
+            let options = entry.stdout.split_whitespace().find_map(|word| word.strip_prefix("init=")?.strip_suffix("/init"));
+            return options.unwrap_or_else(|| panic!("{} boots no system:\n{}", self.name(), entry.stdout)).to_owned();
+        }
         let menu = self.output(&["cat", "/boot/extlinux/extlinux.conf"]);
         default_entry(&menu).unwrap_or_else(|| panic!("the boot menu of {} has no default entry:\n{menu}", self.name()))
     }

@@ -92,10 +92,8 @@ async fn a_commit_that_races_the_deadline_wins_or_loses_and_nothing_in_between()
     for (round, early) in [700, 300, 100, 0, 0, -100, -300].into_iter().enumerate() {
         let (id, new) = (format!("a{round}"), systems.iter().find(|system| **system != on).unwrap());
         machine.activated(&id, new, 2);
-        let left = format!(
-            "read -r up _ </proc/uptime; read -r end </run/nixos-host-controller/deadline; awk \"BEGIN {{ print int(($end - $up) * 1000) }}\""
-        );
-        let left: i64 = machine.host.shell(&left).parse().unwrap();
+        let left = r#"read -r up _ </proc/uptime; read -r end </run/nixos-host-controller/deadline; awk "BEGIN { print int(($end - $up) * 1000) }""#;
+        let left: i64 = machine.host.shell(left).parse().unwrap();
         tokio::time::sleep(Duration::from_millis(u64::try_from(left - early).unwrap_or(0))).await;
         let output = machine.ask(&["commit", &id, "1"]);
         let committed = output.stdout.contains("landing_state=committed");

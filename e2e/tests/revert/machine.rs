@@ -30,7 +30,7 @@ fn fleet(fleet: &mut Fleet) {
     fleet.host("unit-fails").unit("cert.service", units::failing());
     fleet.host("plain").unit("web.service", units::running(1));
     fleet.host("other").rev = Some(2);
-    fleet.host("kernel").kernel = Some(Kernel { rev: 1, params: None });
+    fleet.host("kernel").kernel = Some(Kernel { rev: 1, ..Kernel::default() });
 }
 
 /// The repository of all these, which the tests share: each system is built once.

@@ -22,6 +22,7 @@ mod landing;
 mod lifecycle;
 mod machines;
 mod modes;
+mod reboot;
 mod rejection;
 mod secrets;
 mod sharing;

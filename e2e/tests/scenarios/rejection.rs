@@ -154,7 +154,7 @@ async fn a_boot_loader_that_fails_at_commit_goes_back() {
     scenario.apply(0, &json!({}));
     let old = scenario.landed(0, &first, SOON).await;
     scenario.repository.commit(|fleet| {
-        fleet.host("web-1").boot_loader = Some(nixos_host_e2e::flake::fleet::BootLoader { fail: true });
+        fleet.host("web-1").boot_loader = Some(nixos_host_e2e::flake::fleet::BootLoader { fail: true, ..Default::default() });
     });
     scenario.request(0);
     scenario.condition(0, "Ready", "False", Some("CommitFailed"), SOON).await;

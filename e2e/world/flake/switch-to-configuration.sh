@@ -23,6 +23,7 @@ fi
 case $goal in switch|boot)
   case @installBootLoader@ in
     extlinux) sh @extlinuxConfBuilder@ @out@ 9>&- ;;
+    systemd-boot) sh @systemdBootBuilder@ @out@ 9>&- ;;
     *) false ;;
   esac || { echo "Failed to install bootloader" >&2; exit 1; }
 esac

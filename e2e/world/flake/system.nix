@@ -32,6 +32,8 @@ let
     activate = ./activate.sh;
     init = ./init.sh;
     extlinuxConfBuilder = ./extlinux-conf-builder.sh;
+    systemdBootBuilder = ./systemd-boot-builder.sh;
+    bootctl = ./bootctl.sh;
   };
 
   errors = {
@@ -133,12 +135,15 @@ let
     runSalted "system-path"
       {
         inherit hostTools;
+        inherit (scripts) bootctl;
         packages = packages "shared" shared ++ packages "own-${name}" own;
       }
       ''
         mkdir -p $out/bin
         for package in $packages; do ln -s $package/bin/* $out/bin/; done
         for tool in $hostTools; do ln -s /usr/bin/$tool $out/bin/$tool; done
+        sed -e "s|@sh@|$PATH/sh|g" -e "s|@tools@|$PATH|g" $bootctl > $out/bin/bootctl
+        chmod +x $out/bin/bootctl
       '';
 
   unitFile =
@@ -204,10 +209,16 @@ let
     runSalted "nixos-system-${name}-${importedLabel}"
       {
         inherit label initInterface preSwitchCheck trials initrd etc;
-        inherit (scripts) switchToConfiguration activate init extlinuxConfBuilder;
+        inherit (scripts)
+          switchToConfiguration
+          activate
+          init
+          extlinuxConfBuilder
+          systemdBootBuilder
+          ;
         kernel = linux;
-        kernelParams = kernel.params or "loglevel=4";
-        installBootLoader = if bootLoader.fail or false then "false" else "extlinux";
+        kernelParams = (kernel.params or "loglevel=4") + (if kernel.panics or false then " panic-at-once" else "");
+        installBootLoader = if bootLoader.fail or false then "false" else bootLoader.kind or "extlinux";
         hostName = name;
         snippets = builtins.concatStringsSep "\n" (
           builtins.attrValues (builtins.mapAttrs (snippet: text: "snippet ${snippet} <<'SNIPPET'\n${text}\nSNIPPET") activation)
@@ -228,7 +239,8 @@ let
         printf '%s' "$initInterface" > $out/init-interface-version
         install_script() {
           sed -e "/@snippets@/{r $snippetsPath" -e 'd}' -e "s|@sh@|$PATH/sh|g" -e "s|@tools@|$PATH|g" -e "s|@out@|$out|g" \
-            -e "s|@installBootLoader@|$installBootLoader|g" -e "s|@extlinuxConfBuilder@|$extlinuxConfBuilder|g" "$1" > "$2"
+            -e "s|@installBootLoader@|$installBootLoader|g" -e "s|@extlinuxConfBuilder@|$extlinuxConfBuilder|g" \
+            -e "s|@systemdBootBuilder@|$systemdBootBuilder|g" "$1" > "$2"
           chmod +x "$2"
         }
         install_script $switchToConfiguration $out/bin/switch-to-configuration

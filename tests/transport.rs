@@ -15,8 +15,10 @@ use bytes::Bytes;
 use nixos_host_controller::nix::Closure;
 use nixos_host_controller::world::copy::{Copied, CopyError, LocalStore, NixStore, Options, Progress, push};
 use nixos_host_controller::world::ssh::{
-    Command, ConnectError, ConnectOptions, ExecError, Exit, Host, HostKeyPolicy, Limits, Phase, PrivateKey, Session, Target, Unreached,
+    Command, ConnectError, ConnectOptions, ExecError, Exit, Host, HostKeyPolicy, Limits, Phase, PortError, PrivateKey, Session, Target,
+    Unreached,
 };
+use tokio::io::AsyncReadExt;
 use tokio_util::sync::CancellationToken;
 
 const LIMITS: Limits = Limits::within(Duration::from_secs(20));
@@ -139,6 +141,21 @@ async fn a_key_that_the_host_does_not_know_is_not_let_in() {
     let error = Session::connect(&stranger, &ConnectOptions::default()).await.unwrap_err();
     println!("{error}");
     assert!(matches!(error, ConnectError::Authentication { .. }), "{error:?}");
+}
+
+#[tokio::test]
+#[ignore = "needs a host"]
+async fn ports_are_reached_from_here_and_from_the_host_itself() {
+    let host = session().await;
+    let port = target().port;
+    for stream in [host.tunnel("localhost", port).await, host.neighbour(port).await] {
+        let mut greeting = [0; 4];
+        stream.unwrap().read_exact(&mut greeting).await.unwrap();
+        assert_eq!(&greeting, b"SSH-");
+    }
+    assert!(matches!(host.tunnel("localhost", 9).await, Err(PortError::Failed)));
+    assert!(matches!(host.neighbour(9).await, Err(PortError::Io(_) | PortError::Failed)));
+    host.close().await;
 }
 
 #[tokio::test]

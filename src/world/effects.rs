@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -12,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::copy::{self, Copied, CopyError, LocalStore, LocalStoreError};
 use super::nix::{Build, BuildError, BuildProgress, Evaluate, EvaluateError, Evaluated, Nix, Resolve, ResolveError, RootName, RootsError};
+use super::probe::{self, Answer, Endpoint, Get, ProbeError, Wanted};
 use super::ssh::{Command, ConnectError, ConnectOptions, ExecError, Host, HostKey, Limits, Output, Session, Target};
 use crate::nix::{Closure, LockedFlake, StorePath};
 
@@ -88,6 +90,18 @@ pub trait Connection: fmt::Debug + Send + Sync {
     /// Runs a command: [`Host::exec`] for a connection of any kind.
     fn run<'a>(&'a self, command: &'a Command, stdin: Bytes, limits: Limits) -> BoxFuture<'a, Result<Output, ExecError>>;
 
+    /// Asks a port whether it accepts connections: [`probe::tcp`] for a connection of any kind.
+    fn tcp<'a>(&'a self, endpoint: &'a Endpoint, within: Duration) -> BoxFuture<'a, Result<(), ProbeError>>;
+
+    /// Asks a port over HTTP: [`probe::get`] for a connection of any kind.
+    fn get<'a>(
+        &'a self,
+        endpoint: &'a Endpoint,
+        request: &'a Get,
+        within: Duration,
+        wanted: Wanted<'a>,
+    ) -> BoxFuture<'a, Result<Answer, ProbeError>>;
+
     /// Brings a closure to the host: [`copy::push`] for a connection of any kind.
     fn push<'a>(
         &'a self,
@@ -115,6 +129,20 @@ impl Connection for Session {
 
     fn run<'a>(&'a self, command: &'a Command, stdin: Bytes, limits: Limits) -> BoxFuture<'a, Result<Output, ExecError>> {
         self.exec(command, stdin, limits).boxed()
+    }
+
+    fn tcp<'a>(&'a self, endpoint: &'a Endpoint, within: Duration) -> BoxFuture<'a, Result<(), ProbeError>> {
+        probe::tcp(self, endpoint, within).boxed()
+    }
+
+    fn get<'a>(
+        &'a self,
+        endpoint: &'a Endpoint,
+        request: &'a Get,
+        within: Duration,
+        wanted: Wanted<'a>,
+    ) -> BoxFuture<'a, Result<Answer, ProbeError>> {
+        probe::get(self, endpoint, request, within, wanted).boxed()
     }
 
     fn push<'a>(

@@ -7,6 +7,7 @@ pub mod effects;
 pub mod exec;
 pub mod machines;
 pub mod nix;
+pub mod probe;
 pub mod ssh;
 mod start;
 

@@ -61,7 +61,7 @@ impl Default for ConnectOptions {
 }
 
 /// A stream to a host.
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 /// What is wrong with one address; the next one may be better.
@@ -76,6 +76,7 @@ struct Connection {
     handle: Handle<Client>,
     known: Arc<Known>,
     cut: DropGuard,
+    peer: Option<SocketAddr>,
 }
 
 /// The deadline of the whole attempt.
@@ -136,27 +137,33 @@ async fn reach(
     deadline: &mut Deadline,
 ) -> Result<Result<Connection, Unusable>, ConnectError> {
     let call = call(address, target.port, jump, options.per_address);
-    let stream = match deadline.bound(Phase::Connecting, call).await? {
-        Ok(stream) => stream,
+    let (stream, peer) = match deadline.bound(Phase::Connecting, call).await? {
+        Ok(called) => called,
         Err(why) => return Ok(Err(Unusable::Unreached(why))),
     };
-    let handshake = timeout(options.handshake, shake_hands(stream, &target.host_keys));
+    let handshake = timeout(options.handshake, shake_hands(stream, peer, &target.host_keys));
     let silent = || Err(Unusable::Unreached(Unreached::TimedOut(Phase::Handshake)));
     Ok(deadline.bound(Phase::Handshake, handshake).await?.unwrap_or_else(|_| silent()))
 }
 
-async fn call(address: &str, port: u16, jump: Option<&Session>, bound: Duration) -> Result<Box<dyn Stream>, Unreached> {
+/// A stream to an address, and the socket that answered if it was called from here.
+async fn call(
+    address: &str,
+    port: u16,
+    jump: Option<&Session>,
+    bound: Duration,
+) -> Result<(Box<dyn Stream>, Option<SocketAddr>), Unreached> {
     let silent = || Unreached::TimedOut(Phase::Connecting);
     if let Some(jump) = jump {
         let open = jump.handle.channel_open_direct_tcpip(address, port.into(), "127.0.0.1", 0);
         let channel = timeout(bound, open).await.map_err(|_| silent())?.map_err(Unreached::ByJump)?;
-        return Ok(Box::new(Channel::new(channel, Arc::clone(&jump.known), 0).into_stream()));
+        return Ok((Box::new(Channel::new(channel, Arc::clone(&jump.known), 0).into_stream()), None));
     }
     let resolved = timeout(bound, resolve(address, port)).await.map_err(|_| silent())?.map_err(Unreached::Resolve)?;
     let mut last = silent();
     for socket in resolved {
         match timeout(bound, tcp(socket)).await {
-            Ok(Ok(stream)) => return Ok(Box::new(stream)),
+            Ok(Ok(stream)) => return Ok((Box::new(stream), Some(socket))),
             Ok(Err(error)) => last = unreached(error),
             Err(_) => last = silent(),
         }
@@ -164,7 +171,7 @@ async fn call(address: &str, port: u16, jump: Option<&Session>, bound: Duration)
     Err(last)
 }
 
-async fn tcp(socket: SocketAddr) -> io::Result<TcpStream> {
+pub(super) async fn tcp(socket: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(socket).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
@@ -179,13 +186,13 @@ fn unreached(error: io::Error) -> Unreached {
     }
 }
 
-async fn shake_hands(stream: Box<dyn Stream>, policy: &HostKeyPolicy) -> Result<Connection, Unusable> {
+async fn shake_hands(stream: Box<dyn Stream>, peer: Option<SocketAddr>, policy: &HostKeyPolicy) -> Result<Connection, Unusable> {
     let token = CancellationToken::new();
     let cut = token.clone().drop_guard();
     let known = Arc::new(Known::default());
     let client = Client { policy: policy.clone(), known: Arc::clone(&known) };
     match client::connect_stream(Arc::new(config(policy)), Severable::new(stream, token), client).await {
-        Ok(handle) => Ok(Connection { handle, known, cut }),
+        Ok(handle) => Ok(Connection { handle, known, cut, peer }),
         Err(ClientError::HostKey { expected, seen }) => Err(Unusable::HostKey { expected, seen }),
         Err(ClientError::Ssh(russh::Error::NoCommonAlgo { kind: AlgorithmKind::Key, theirs, .. })) => {
             Err(Unusable::HostKey { expected: policy.fingerprints(), seen: format!("only keys of the types {}", theirs.join(", ")) })
@@ -225,7 +232,7 @@ async fn log_in(
     jump: Option<Session>,
     deadline: &mut Deadline,
 ) -> Result<Session, ConnectError> {
-    let Connection { mut handle, known, cut } = connection;
+    let Connection { mut handle, known, cut, peer } = connection;
     let protocol = |source| ConnectError::Protocol { address: address.to_owned(), source };
     let outcome = deadline.bound(Phase::Authenticating, authenticate(&mut handle, target)).await?.map_err(protocol)?;
     if let AuthResult::Failure { remaining_methods, .. } = outcome {
@@ -239,7 +246,7 @@ async fn log_in(
     }
     let host_key = known.host_key.get().cloned().ok_or_else(|| protocol(russh::Error::UnknownKey))?;
     let (address, user) = (address.to_owned(), target.user.clone());
-    Ok(Session { handle, known, address, user, host_key, _cut: cut, _jump: jump.map(Box::new) })
+    Ok(Session { handle, known, address, peer, user, host_key, _cut: cut, jump: jump.map(Box::new) })
 }
 
 async fn authenticate(handle: &mut Handle<Client>, target: &Target) -> Result<AuthResult, russh::Error> {

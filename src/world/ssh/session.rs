@@ -1,6 +1,7 @@
 //! One connection to one host, logged in.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,12 +20,14 @@ pub struct Session {
     pub(super) handle: Handle<Client>,
     pub(super) known: Arc<Known>,
     pub(super) address: String,
+    /// What answered; `None` if the jump host called it.
+    pub(super) peer: Option<SocketAddr>,
     pub(super) user: String,
     pub(super) host_key: HostKey,
     /// Cuts the stream, and so ends russh's task.
     pub(super) _cut: DropGuard,
     /// The connection that this one runs through: let go after it.
-    pub(super) _jump: Option<Box<Session>>,
+    pub(super) jump: Option<Box<Session>>,
 }
 
 /// How long a farewell may take.

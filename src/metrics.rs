@@ -19,6 +19,7 @@ pub struct Metrics {
     pass_seconds: HistogramVec,
     stage_seconds: HistogramVec,
     copied: IntCounter,
+    health_checks: IntCounterVec,
     evaluations: IntGauge,
     builds: IntGauge,
     processes: IntGauge,
@@ -46,6 +47,10 @@ impl Metrics {
                 &["stage", "outcome"],
             )?,
             copied: IntCounter::new("nixos_host_copied_bytes_total", "Bytes of NARs sent to hosts.")?,
+            health_checks: IntCounterVec::new(
+                Opts::new("nixos_host_health_checks_total", "Health checks of new systems, by how they ended: passed or failed."),
+                &["outcome"],
+            )?,
             evaluations: IntGauge::new("nixos_host_evaluations_in_flight", "Evaluations that run now.")?,
             builds: IntGauge::new("nixos_host_builds_in_flight", "Builds that run now.")?,
             processes: IntGauge::new("nixos_host_processes_in_flight", "Processes of nix, git and ssh that run now.")?,
@@ -60,11 +65,12 @@ impl Metrics {
             hosts: Hosts::new()?,
             last_watch: Arc::default(),
         };
-        let all: [Box<dyn Collector>; 11] = [
+        let all: [Box<dyn Collector>; 12] = [
             Box::new(metrics.passes.clone()),
             Box::new(metrics.pass_seconds.clone()),
             Box::new(metrics.stage_seconds.clone()),
             Box::new(metrics.copied.clone()),
+            Box::new(metrics.health_checks.clone()),
             Box::new(metrics.evaluations.clone()),
             Box::new(metrics.builds.clone()),
             Box::new(metrics.processes.clone()),
@@ -91,6 +97,11 @@ impl Metrics {
     /// Bytes were sent to a host.
     pub fn copied(&self, bytes: u64) {
         self.copied.inc_by(bytes);
+    }
+
+    /// A health check ended.
+    pub fn health_check(&self, outcome: &str) {
+        self.health_checks.with_label_values(&[outcome]).inc();
     }
 
     /// An object came that could not be decoded.

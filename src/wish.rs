@@ -1,5 +1,7 @@
 //! What a resource asks for, checked once: nothing behind this reads the raw spec. PURE.
 
+mod checks;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +13,8 @@ use crate::nix::FlakeRef;
 use crate::stage::{Failure, chain};
 use crate::world::nix::Credentials;
 use crate::world::ssh::{HostKey, HostKeyPolicy, PrivateKey, Target};
+
+pub use checks::{HealthCheck, Question};
 
 /// The content of a Secret: its keys and their values.
 pub type SecretData = BTreeMap<String, Vec<u8>>;
@@ -47,6 +51,8 @@ pub struct Wish {
     pub substitute_on_host: bool,
     /// How to land.
     pub activation: Activation,
+    /// What has to hold before a new system is committed.
+    pub checks: Vec<HealthCheck>,
     /// What drift means.
     pub on_drift: DriftPolicy,
     /// Between two looks.
@@ -70,6 +76,14 @@ pub struct Activation {
     pub reboot: RebootPolicy,
     /// For the machine to come back from that.
     pub reboot_within: Duration,
+}
+
+impl Activation {
+    /// What health checks may take when verifying began `ago`: the rest, but for the time that a commit needs to reach the host.
+    pub fn for_checks(&self, ago: Duration) -> Duration {
+        let kept = (self.commit_within / 4).min(Duration::from_secs(5));
+        self.commit_within.saturating_sub(kept).saturating_sub(ago)
+    }
 }
 
 /// The key of a Secret that holds an SSH key.
@@ -98,9 +112,10 @@ impl Wish {
         let copy = spec.copy.clone().unwrap_or_default();
         let build = spec.build.clone().unwrap_or_default();
         Ok(Self {
-            build_timeout: time("build.timeout", build.timeout.as_ref(), 3600)?,
+            checks: checks::checks(&spec.health_checks, &activation)?,
+            build_timeout: time_of("build.timeout", build.timeout.as_ref(), 3600)?,
             substitute_on_host: copy.substitute_on_host.unwrap_or(false),
-            interval: time("interval", spec.interval.as_ref(), 600)?,
+            interval: time_of("interval", spec.interval.as_ref(), 600)?,
             on_drift: spec.on_drift.unwrap_or_default(),
             target: target(spec, ssh_key, recorded)?,
             credentials: credentials.map(|secret| credentials_of(spec, secret)).transpose()?,
@@ -117,7 +132,7 @@ fn invalid(field: &str, value: &str, problem: &str) -> Failure {
     Failure::new(Reason::InvalidSpec, format!("spec.{field}: {value:?} {problem}"))
 }
 
-fn time(field: &str, value: Option<&nixos_host_api::Duration>, default: u64) -> Result<Duration, Failure> {
+fn time_of(field: &str, value: Option<&nixos_host_api::Duration>, default: u64) -> Result<Duration, Failure> {
     let Some(value) = value else { return Ok(Duration::from_secs(default)) };
     value.get().map_err(|error| Failure::new(Reason::InvalidSpec, format!("spec.{field}: {error}")))
 }
@@ -126,12 +141,12 @@ fn activation(spec: &NixOSHostSpec) -> Result<Activation, Failure> {
     let wanted = spec.activation.clone().unwrap_or_default();
     let activation = Activation {
         mode: wanted.mode.unwrap_or_default(),
-        activate_within: time("activation.activateWithin", wanted.activate_within.as_ref(), 600)?,
-        commit_within: time("activation.commitWithin", wanted.commit_within.as_ref(), 120)?,
-        settle: time("activation.settle", wanted.settle.as_ref(), 5)?,
+        activate_within: time_of("activation.activateWithin", wanted.activate_within.as_ref(), 600)?,
+        commit_within: time_of("activation.commitWithin", wanted.commit_within.as_ref(), 120)?,
+        settle: time_of("activation.settle", wanted.settle.as_ref(), 5)?,
         on_failed_units: wanted.on_failed_units.unwrap_or_default(),
         reboot: wanted.reboot.unwrap_or_default(),
-        reboot_within: time("activation.rebootWithin", wanted.reboot_within.as_ref(), 600)?,
+        reboot_within: time_of("activation.rebootWithin", wanted.reboot_within.as_ref(), 600)?,
     };
     if activation.settle >= activation.commit_within {
         let problem =

@@ -3,11 +3,13 @@
 //! The doc comments are what `kubectl explain nixoshost` prints; `crd/manifests/` is generated from them.
 
 mod duration;
+mod health;
 mod reasons;
 mod spec;
 mod status;
 
 pub use duration::{Duration, DurationError};
+pub use health::{CheckFailurePolicy, CheckFrom, HealthCheck, HttpCheck, HttpScheme, TcpCheck};
 pub use reasons::{Class, Reason, condition};
 pub use spec::{
     Activation, Build, Connection, Copy, DriftPolicy, FailedUnitsPolicy, Flake, HostKeyPolicy, LocalRef, Mode, NixOSHost, NixOSHostSpec,

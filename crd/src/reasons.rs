@@ -138,6 +138,7 @@ reasons! {
     ActivationFailed Rejected "The activation failed; the machine went back to the old system." "See the message and correct the configuration."
     ActivationTimedOut Rejected "The activation took longer than activateWithin; the machine went back to the old system." "Correct the configuration, or raise activateWithin."
     UnitsFailed Rejected "Units failed with the new system; the machine went back to the old one, or kept it with onFailedUnits: Keep." "See the units' journal in the message."
+    HealthCheckFailed Rejected "One of spec.healthChecks failed with the new system; the machine went back to the old system." "See the message; correct the configuration, or the check."
     VerificationFailed Rejected "The new system was not reachable over a new connection in time; the machine went back to the old system." "Correct network, firewall or sshd of the configuration."
     CommitFailed Rejected "The new system could not be made the boot default; the machine went back to the old system." "See the message: often a full boot partition."
     Interrupted Rejected "The machine was restarted in the middle of the landing; it booted the old system." "If nobody restarted it the new system may crash it; ask again with requestedAt."

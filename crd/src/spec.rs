@@ -6,7 +6,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Duration, NixOSHostStatus};
+use crate::{Duration, HealthCheck, NixOSHostStatus};
 
 /// One NixOS machine and the flake revision that it should run. The controller resolves the revision, evaluates and builds it with Nix,
 /// copies the closure over SSH and lands it so that the machine can never be stranded: unless the new system proves itself reachable, the machine goes back to the old one by itself.
@@ -54,6 +54,13 @@ pub struct NixOSHostSpec {
     /// How the system is activated, and when the machine goes back by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activation: Option<Activation>,
+
+    /// What has to hold of a new system before it is committed, besides that the machine is reachable and no unit failed. Run at the same time, after `activation.settle`, with the modes Switch and Test;
+    /// all of it within `activation.commitWithin`. A host that runs the desired system already is not checked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Map(vec!["name".into()]))]
+    pub health_checks: Vec<HealthCheck>,
 
     /// What happens when the machine runs something other than what was last committed, because a person switched it by hand:
     /// `Correct` (default) puts the desired system back, `Report` only sets the condition Drifted.

@@ -13,7 +13,7 @@ use crate::nix::StorePath;
 use crate::observe::{Observed, connect_within, landing_failure};
 use crate::pipeline::{Ended, Pass, Reporter, Stop};
 use crate::stage::{Failure, Stage, digest};
-use crate::wish::{Activation, Wish};
+use crate::wish::{Activation, HealthCheck, Wish};
 use crate::world::nix::Evaluated;
 use crate::world::ssh::ExecError;
 use crate::world::{Link, World};
@@ -24,13 +24,21 @@ pub struct Order {
     toplevel: StorePath,
     revision: String,
     activation: Activation,
+    /// Without any the key is as if there were none to be had.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    checks: Vec<HealthCheck>,
 }
 
 impl Order {
     /// To land `toplevel` as the wish says.
     pub fn of<R>(pass: &Pass<'_, R>, toplevel: &StorePath) -> Self {
         let revision = pass.findings.locked.as_ref().map(|locked| locked.rev.clone().unwrap_or_else(|| locked.nar_hash.clone()));
-        Self { toplevel: toplevel.clone(), revision: revision.unwrap_or_default(), activation: pass.wish.activation }
+        Self {
+            toplevel: toplevel.clone(),
+            revision: revision.unwrap_or_default(),
+            activation: pass.wish.activation,
+            checks: pass.wish.checks.clone(),
+        }
     }
 
     /// The key of all three stages.

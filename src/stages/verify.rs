@@ -1,13 +1,14 @@
-//! Verify: the activated system is reachable over a new connection, and healthy; once more after a while.
+//! Verify: the activated system is reachable over a new connection, and healthy; once more after a while, and then its health checks.
 //!
 //! Input: the activation. Effect: none, unless it is unhealthy: then the host is told to go back. Output: the new connection.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nixos_host_api::{FailedUnitsPolicy, LandingRef, Reason};
 use serde::Serialize;
 
 use super::activate::Activation;
+use super::checks;
 use super::order::{self, Order};
 use crate::landing::{Client, HostStatus, LandingState, Verification};
 use crate::nix::StorePath;
@@ -70,16 +71,33 @@ fn unreachable<R>(pass: &Pass<'_, R>) -> Failure {
 }
 
 /// Verifies over a new connection, and over another one after `settle`: late DHCP, firewalls and crash loops.
-async fn check_twice<R>(pass: &Pass<'_, R>, begun: &LandingRef, toplevel: &StorePath) -> Result<(Link, String), Failure> {
+async fn check_twice<R: Reporter>(pass: &Pass<'_, R>, begun: &LandingRef, toplevel: &StorePath) -> Result<(Link, String), Failure> {
     let wish = pass.wish;
-    let (session, first) = started(pass, begun).await?;
-    let note = check(&first, None, begun, toplevel, wish.activation.on_failed_units)?;
-    if wish.activation.settle.is_zero() {
-        return Ok((session, note));
+    let start = pass.world.clock.now();
+    let (mut session, first) = started(pass, begun).await?;
+    let mut note = check(&first, None, begun, toplevel, wish.activation.on_failed_units)?;
+    if !wish.activation.settle.is_zero() {
+        tokio::time::sleep(wish.activation.settle).await;
+        (session, note) = look_again(pass, &first, begun, toplevel).await?;
     }
-    tokio::time::sleep(wish.activation.settle).await;
-    let (session, second) = look(pass, true).await?;
-    let note = check(&second, Some(&first), begun, toplevel, wish.activation.on_failed_units)?;
+    loop {
+        match check_health(pass, &session, start).await {
+            Ok(notes) => return Ok((session, with(notes, note))),
+            // Over a new connection, since the commit needs one too.
+            Err(failure) if failure.reason == Reason::Unreachable => (session, note) = look_again(pass, &first, begun, toplevel).await?,
+            Err(failure) => return Err(failure),
+        }
+    }
+}
+
+async fn look_again<R>(
+    pass: &Pass<'_, R>,
+    first: &Verification,
+    begun: &LandingRef,
+    toplevel: &StorePath,
+) -> Result<(Link, String), Failure> {
+    let (session, second) = look(pass).await?;
+    let note = check(&second, Some(first), begun, toplevel, pass.wish.activation.on_failed_units)?;
     Ok((session, note))
 }
 
@@ -88,7 +106,7 @@ async fn started<R>(pass: &Pass<'_, R>, begun: &LandingRef) -> Result<(Link, Ver
     let activation = &pass.wish.activation;
     let patience = pass.world.clock.now() + activation.commit_within / 2;
     loop {
-        let (session, found) = look(pass, !activation.settle.is_zero()).await?;
+        let (session, found) = look(pass).await?;
         if begun.reboot != Some(true) || found.running != "starting" || pass.world.clock.now() >= patience {
             return Ok((session, found));
         }
@@ -96,7 +114,27 @@ async fn started<R>(pass: &Pass<'_, R>, begun: &LandingRef) -> Result<(Link, Ver
     }
 }
 
-async fn look<R>(pass: &Pass<'_, R>, restarts: bool) -> Result<(Link, Verification), Failure> {
+/// Runs the health checks, if there are any, in what is left of `commitWithin`.
+async fn check_health<R: Reporter>(pass: &Pass<'_, R>, session: &Link, start: Instant) -> Result<Vec<String>, Failure> {
+    if pass.wish.checks.is_empty() {
+        return Ok(Vec::new());
+    }
+    let names: Vec<&str> = pass.wish.checks.iter().map(|check| check.name.as_str()).collect();
+    pass.reporter.doing(&pass.findings, Verify::DOING, format!("running the health checks {}", names.join(", ")));
+    let ago = pass.world.clock.now().saturating_duration_since(start);
+    checks::run(pass, session, pass.wish.activation.for_checks(ago)).await
+}
+
+/// All that is to be said about a system that is kept.
+fn with(mut notes: Vec<String>, note: String) -> String {
+    notes.push(note);
+    notes.retain(|note| !note.is_empty());
+    notes.join("\n")
+}
+
+async fn look<R>(pass: &Pass<'_, R>) -> Result<(Link, Verification), Failure> {
+    // How often units were restarted means something only after a while.
+    let restarts = !pass.wish.activation.settle.is_zero();
     loop {
         let session = connect_within(pass.world, pass.wish, pass.wish.activation.commit_within).await?;
         match Client::new(&session, &pass.wish.target.user).verify(restarts).await {

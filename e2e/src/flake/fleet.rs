@@ -230,6 +230,26 @@ pub mod units {
         "[Unit]\nDescription=fails\n[Service]\nType=oneshot\nRemainAfterExit=true\nExecStart=/bin/sh -c 'echo no certificate found; exit 3'\n".to_owned()
     }
 
+    /// A server on a port that does with each connection what `answer` says in Perl: one of the constants here.
+    pub fn serving(address: &str, port: u16, answer: &str) -> String {
+        let script = format!(
+            "use IO::Socket::INET; $SIG{{PIPE}} = \"IGNORE\"; my $all = 0; my @kept; \
+             my $port = IO::Socket::INET->new(Listen => 9, ReuseAddr => 1, LocalAddr => \"{address}:{port}\") or die \"cannot listen\"; \
+             while (my $c = $port->accept) {{ $all++; sysread $c, my $request, 4096; {answer}; }}"
+        );
+        let script = script.replace('$', "$$").replace('%', "%%");
+        format!("[Unit]\nDescription=serves\n[Service]\nExecStart=/usr/bin/perl -e '{script}'\n")
+    }
+
+    /// 200, `all is well`.
+    pub const WELL: &str = r#"print $c "HTTP/1.1 200 OK\r\n\r\nall is well""#;
+    /// 503, `database is down`.
+    pub const SORRY: &str = r#"print $c "HTTP/1.1 503 Sorry\r\n\r\ndatabase is down""#;
+    /// Says nothing, and never hangs up.
+    pub const SILENT: &str = "push @kept, $c";
+    /// Twice 503, then 200.
+    pub const WARMING_UP: &str = r#"print $c $all > 2 ? "HTTP/1.1 200 OK\r\n\r\n" : "HTTP/1.1 503 Warming up\r\n\r\n""#;
+
     /// A service that starts well, ends with an error after `seconds`, and is started again, for ever.
     pub fn crash_looping(seconds: u32) -> String {
         format!(

@@ -200,8 +200,8 @@ pub fn authority() -> PathBuf {
     run_directory().join("tls/authority.pem")
 }
 
-/// The servers' certificate with its key, made with the authority by whoever comes first.
-fn certificate() -> String {
+/// The servers' certificate, for [`SERVER_NAME`], with its key; made with the authority by whoever comes first.
+pub fn certificate() -> String {
     static CERTIFICATE: OnceLock<String> = OnceLock::new();
     CERTIFICATE
         .get_or_init(|| {

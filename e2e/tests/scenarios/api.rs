@@ -25,6 +25,11 @@ fn refusals() -> Vec<(Value, &'static str)> {
     let rev = "0123456789abcdef0123456789abcdef01234567";
     let activation = |patch: Value| json!({"spec": {"activation": patch}});
     let connection = |patch: Value| json!({"spec": {"connection": patch}});
+    let check = |patch: Value| {
+        let mut check = json!({"name": "web"});
+        merge(&mut check, &patch);
+        json!({"spec": {"healthChecks": [check]}})
+    };
     vec![
         (json!({"spec": {"flake": {"rev": rev, "ref": "main"}}}), "at most one of rev and ref"),
         (json!({"spec": {"flake": {"rev": "main"}}}), "spec.flake.rev in body should match"),
@@ -42,6 +47,25 @@ fn refusals() -> Vec<(Value, &'static str)> {
         (connection(json!({"port": 65536})), "spec.connection.port in body should be less than or equal to 65535"),
         (connection(json!({"user": "Root"})), "spec.connection.user in body should match"),
         (connection(json!({"sshKeyRef": {"name": "../x"}})), "spec.connection.sshKeyRef.name in body should match"),
+        (check(json!({})), "exactly one of units, tcp, http and command"),
+        (check(json!({"tcp": {"port": 1}, "command": ["true"]})), "exactly one of units, tcp, http and command"),
+        (check(json!({"from": "Controller", "command": ["true"]})), "units and command are asked from the Host only"),
+        (check(json!({"from": "Controller", "units": ["a.service"]})), "units and command are asked from the Host only"),
+        (check(json!({"from": "Controller", "tcp": {"port": 1, "address": "10.0.0.1"}})), "the address that SSH reached"),
+        (check(json!({"from": "Controller", "http": {"address": "10.0.0.1"}})), "the address that SSH reached"),
+        (check(json!({"tcp": {"port": 1}, "timeout": "6m"})), "timeout: from 1s to 5m"),
+        (check(json!({"tcp": {"port": 1}, "interval": "10ms"})), "interval: from 1s to 5m"),
+        (check(json!({"tcp": {"port": 1}, "retries": 101})), "retries in body should be less than or equal to 100"),
+        (check(json!({"tcp": {"port": 0}})), "port in body should be greater than or equal to 1"),
+        (check(json!({"http": {"path": "/a b"}})), "path in body should match"),
+        (check(json!({"http": {"statuses": [99]}})), "should be greater than or equal to 200"),
+        (check(json!({"units": ["nginx"]})), "units[0] in body should match"),
+        (check(json!({"units": []})), "units in body should have at least 1 items"),
+        (check(json!({"command": [""]})), "command: the program has no name"),
+        (
+            json!({"spec": {"healthChecks": [{"name": "a", "tcp": {"port": 1}}, {"name": "a", "tcp": {"port": 2}}]}}),
+            "duplicate entries for key",
+        ),
         (json!({"metadata": {"name": "x".repeat(64)}}), "metadata.name: at most 63 characters"),
         (json!({"spec": {"reboot": true}}), ".spec.reboot: field not declared in schema"),
     ]

@@ -16,6 +16,7 @@ mod cases;
 mod crashes;
 mod drift;
 mod following;
+mod health;
 mod hostile;
 mod inputs;
 mod landing;

@@ -21,7 +21,7 @@ scripts := .ci/run e2e/world/lib.sh $(addprefix e2e/world/,setup enter join serv
 host_scripts := $(shell find src -name '*.sh')
 templates := $(wildcard e2e/world/flake/*.sh)
 
-.PHONY: help setup unit nix e2e test demo demo-stop bench lint clean
+.PHONY: help setup unit nix e2e torture torture-hosts test demo demo-stop bench lint clean
 
 help: ## Show this
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -40,6 +40,13 @@ e2e: setup ## Test on a real control plane and real hosts: TEST=part-of-a-name, 
 	$(cargo) build -p nixos-host-controller
 	$(cargo) test -p nixos-host-e2e --no-run
 	$(cargo_inside) test -p nixos-host-e2e -- --test-threads=$(THREADS) $(TEST)
+
+torture: $(if $(N),torture-hosts) ## Break things at random: HOSTS=8 N=200 on real hosts
+
+torture-hosts: setup
+	$(cargo) build -p nixos-host-controller
+	$(cargo) test -p nixos-host-e2e --test torture --no-run
+	HOSTS=$(or $(HOSTS),8) N=$(N) $(cargo_inside) test -p nixos-host-e2e --test torture -- --ignored --nocapture
 
 test: setup unit nix e2e ## Everything, from nothing
 

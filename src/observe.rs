@@ -22,7 +22,7 @@ pub struct Observed {
 
 /// Connects to the host and looks at it.
 pub async fn observe(world: &World, wish: &Wish) -> Result<Observed, Failure> {
-    let _permit = world.looks.acquire().await;
+    let _permit = world.looks.acquire(&wish.id.namespace).await;
     let session = connect(world, wish).await?;
     let host = Client::new(&session, &wish.target.user).status().await.map_err(|error| landing_failure(&error))?;
     checked(&host)?;

@@ -54,7 +54,9 @@ pub async fn run<R: Reporter>(pass: &mut Pass<'_, R>, observed: &Observed, built
 }
 
 async fn push<R: Reporter>(pass: &Pass<'_, R>, observed: &Observed, toplevel: &StorePath) -> Result<Pushed, Stop> {
-    let Some(permit) = pass.cancel.run_until_cancelled(pass.world.copies.acquire()).await else { return Err(Stop::Cancelled) };
+    let Some(permit) = pass.cancel.run_until_cancelled(pass.world.copies.acquire(&pass.wish.id.namespace)).await else {
+        return Err(Stop::Cancelled);
+    };
     let closure = pass.world.effects.closure(toplevel).await.map_err(|error| Failure::new(Reason::BuildError, chain(&error)))?;
     let closure = Arc::new(closure);
     let substitute_on_host = pass.wish.substitute_on_host.then_some(SUBSTITUTE_WITHIN);

@@ -37,6 +37,7 @@ pub async fn run<R: Reporter>(pass: &mut Pass<'_, R>, locked: &LockedFlake) -> R
         attribute: pass.wish.attribute.clone(),
         credentials: pass.wish.credentials.clone(),
         retry: pass.retry,
+        namespace: pass.wish.id.namespace.clone(),
     };
     pass.allowed(&stage)?;
     let doing = format!("evaluating nixosConfigurations.{} of {}", stage.attribute, locked.short());

@@ -48,7 +48,9 @@ pub async fn needed<R>(pass: &Pass<'_, R>, observed: &Observed, copied: &Copied)
 pub async fn run<R: Reporter>(pass: &mut Pass<'_, R>, observed: Observed, copied: Copied, failed: Vec<String>) -> Result<Activation, Stop> {
     let Copied { toplevel } = copied;
     let stage = Activate(Order::of(pass, &toplevel));
-    let Some(_permit) = pass.cancel.run_until_cancelled(pass.world.landings.acquire()).await else { return Err(Stop::Cancelled) };
+    let Some(_permit) = pass.cancel.run_until_cancelled(pass.world.landings.acquire(&pass.wish.id.namespace)).await else {
+        return Err(Stop::Cancelled);
+    };
     pass.begin(&stage, format!("rebooting into {}, once", toplevel.name()))?;
     let mut begun = match order::begun(pass) {
         Some(begun) => begun,

@@ -5,6 +5,7 @@
 pub mod copy;
 pub mod effects;
 pub mod exec;
+pub mod fair;
 pub mod machines;
 pub mod nix;
 pub mod probe;
@@ -17,12 +18,11 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
-
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 
 pub use effects::{Connection, Effects, Link, Real};
+pub use fair::Fair;
 pub use machines::{Claim, Machines};
 pub use start::Limits;
 
@@ -36,12 +36,12 @@ pub struct World {
     pub clock: Clock,
     /// The term of this controller: hosts refuse an older one than they know.
     pub epoch: u64,
-    /// Looks at hosts at a time.
-    pub looks: Semaphore,
+    /// Looks at hosts at a time, by namespace as all of these.
+    pub looks: Fair,
     /// Copies at a time.
-    pub copies: Semaphore,
+    pub copies: Fair,
     /// Landings at a time.
-    pub landings: Semaphore,
+    pub landings: Fair,
     /// Which resource manages which machine.
     pub machines: Machines,
     /// What is known of a resource's machine from the last connection, by the resource's uid.

@@ -8,11 +8,10 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use tokio::sync::Semaphore;
 
 use super::copy::{LocalStore, NixStore};
 use super::nix::{Nix, NixConfig, StartError, StoreQuery, StoreQueryError};
-use super::{Effects, Machines, Peers, Real, World, exec};
+use super::{Effects, Fair, Machines, Peers, Real, World, exec};
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::nix::StorePath;
@@ -48,9 +47,9 @@ impl World {
             metrics,
             clock,
             epoch,
-            looks: Semaphore::new(limits.looks),
-            copies: Semaphore::new(limits.copies),
-            landings: Semaphore::new(limits.landings),
+            looks: Fair::new(limits.looks),
+            copies: Fair::new(limits.copies),
+            landings: Fair::new(limits.landings),
             machines: Machines::default(),
             peers: Peers::default(),
         }

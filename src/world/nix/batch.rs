@@ -30,6 +30,8 @@ pub(super) struct Batch {
     pub(super) driver: Arc<Driver>,
     pub(super) flake: LockedFlake,
     pub(super) credentials: Option<Arc<Credentials>>,
+    /// Who asked first: in whose turn it is evaluated.
+    pub(super) namespace: String,
 }
 
 /// A host's derivation, with the output that the store, not the flake, says it has.
@@ -63,7 +65,7 @@ impl Batch {
 
     /// Equal groups, one for each process that may run, none larger than memory allows.
     fn groups(&self, names: &[String]) -> VecDeque<Vec<String>> {
-        let processes = self.driver.evaluating.available_permits().max(1);
+        let processes = self.driver.evaluating.free().max(1);
         let fit = self.driver.heap.saturating_sub(BASE) / PER_HOST;
         let size = names.len().div_ceil(processes).min(usize::try_from(fit).unwrap_or(HOSTS)).clamp(1, HOSTS);
         names.chunks(size).map(<[String]>::to_vec).collect()
@@ -73,7 +75,7 @@ impl Batch {
     async fn group(&self, names: Vec<String>, cancel: &CancellationToken) -> (Vec<Settled>, Vec<Vec<String>>) {
         let fail = |error: EvaluateError| (names.iter().map(|name| (name.clone(), Err(error.clone()))).collect(), Vec::new());
         let permit = tokio::select! {
-            permit = self.driver.evaluating.acquire() => permit,
+            permit = self.driver.evaluating.acquire(&self.namespace) => permit,
             () = cancel.cancelled() => return fail(EvaluateError::Cancelled),
         };
         let verdict = match self.evaluate(&names, cancel).await {

@@ -12,7 +12,6 @@ use std::time::Duration;
 use rand::RngExt as _;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::access::Access;
@@ -22,6 +21,7 @@ use super::store::StoreQueryError;
 use super::tools::{Environment, Tools};
 use super::{Credentials, NixConfig};
 use crate::nix::StorePath;
+use crate::world::Fair;
 use crate::world::exec::{Command, Confinement, Ending, ExecError, Processes};
 
 /// Bytes that a process needs to evaluate one ordinary NixOS host, with room to spare; measured: 345 MB.
@@ -124,7 +124,7 @@ pub(super) struct Driver {
     pub(super) tally: Tally,
     pub(super) roots: Roots,
     /// One permit for each process that may evaluate at the same time.
-    pub(super) evaluating: Semaphore,
+    pub(super) evaluating: Fair,
     /// Bytes of heap that each of them may have.
     pub(super) heap: u64,
     /// Makes names on disk useless for guessing what a credential was.
@@ -163,7 +163,7 @@ impl Driver {
         let tools = Tools::find(&processes, ours).await?;
         let at_once = (config.evaluate_memory / EVALUATION).clamp(1, u64::try_from(config.evaluations).unwrap_or(1).max(1));
         Ok(Self {
-            evaluating: Semaphore::new(usize::try_from(at_once).unwrap_or(1)),
+            evaluating: Fair::new(usize::try_from(at_once).unwrap_or(1)),
             heap: config.evaluate_memory / at_once,
             tally: Tally::default(),
             roots: Roots::new(),

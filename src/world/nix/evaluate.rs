@@ -114,7 +114,12 @@ impl Evaluations {
     /// Has the host evaluated with the others of its flake.
     fn place_order(&self, request: &Evaluate, order: Order) {
         let table = format!("{} {}", request.flake.fingerprint, self.driver.scope(request.credentials.as_ref()));
-        let batch = Batch { driver: Arc::clone(&self.driver), flake: request.flake.clone(), credentials: request.credentials.clone() };
+        let batch = Batch {
+            driver: Arc::clone(&self.driver),
+            flake: request.flake.clone(),
+            credentials: request.credentials.clone(),
+            namespace: request.namespace.clone(),
+        };
         let (memo, failures) = (Arc::clone(&self.memo), Arc::clone(&self.failures));
         let prefix = self.key(&Evaluate { attribute: String::new(), ..request.clone() });
         let serve = move |(), orders| serve(batch.clone(), orders, prefix.clone(), Arc::clone(&memo), Arc::clone(&failures));

@@ -116,6 +116,8 @@ pub struct Evaluate {
     pub credentials: Option<Arc<Credentials>>,
     /// A failure that is remembered is tried again.
     pub retry: bool,
+    /// Who asks: processes are shared out between these in turn.
+    pub namespace: String,
 }
 
 /// A toplevel to be built.

@@ -100,10 +100,8 @@ async fn no_expression_reads_the_controllers_files() {
     let locked = resolve(&nix, &world.flake("evil"), Some(Arc::clone(&credentials))).await.unwrap();
     let cancel = super::world::never();
     let ask = |name: String| {
-        nix.evaluate(
-            Evaluate { flake: locked.clone(), attribute: name, credentials: Some(Arc::clone(&credentials)), retry: false },
-            &cancel,
-        )
+        let (flake, credentials) = (locked.clone(), Some(Arc::clone(&credentials)));
+        nix.evaluate(Evaluate { flake, attribute: name, credentials, retry: false, namespace: String::new() }, &cancel)
     };
     let results = futures::future::join_all((0..attacks.len()).map(|i| ask(format!("a{i}")))).await;
     let mut leaks = Vec::new();

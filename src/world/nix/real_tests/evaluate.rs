@@ -51,7 +51,7 @@ async fn hosts_that_fail_fail_alone_each_with_its_own_message() {
     // What fails for certain is remembered until somebody asks for another try.
     evaluate(&nix, &locked, "throws").await.unwrap_err();
     assert_eq!(nix.counters().evaluations, counters.evaluations);
-    let retry = Evaluate { flake: locked, attribute: "throws".into(), credentials: None, retry: true };
+    let retry = Evaluate { flake: locked, attribute: "throws".into(), credentials: None, retry: true, namespace: String::new() };
     nix.evaluate(retry, &never()).await.unwrap_err();
     assert_eq!(nix.counters().evaluations, counters.evaluations + 1);
 }
@@ -115,7 +115,7 @@ async fn a_cancelled_waiter_ends_its_evaluation() {
     let nix = world.nix().await;
     let locked = resolve(&nix, &world.flake("infra"), None).await.unwrap();
     let cancel = never();
-    let request = Evaluate { flake: locked, attribute: "spin".into(), credentials: None, retry: false };
+    let request = Evaluate { flake: locked, attribute: "spin".into(), credentials: None, retry: false, namespace: String::new() };
     let begun = async {
         while nix.counters().evaluating == 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -157,6 +157,6 @@ async fn import_from_derivation_works_where_it_is_allowed_and_sees_no_credential
     let nix = world.start(NixConfig { allow_import_from_derivation: true, ..world.config() }).await;
     let login = super::world::credentials(&[("access-tokens", "localhost=hunter2")]);
     let locked = resolve(&nix, &world.flake("infra"), Some(Arc::clone(&login))).await.unwrap();
-    let request = Evaluate { flake: locked, attribute: "web".into(), credentials: Some(login), retry: false };
+    let request = Evaluate { flake: locked, attribute: "web".into(), credentials: Some(login), retry: false, namespace: String::new() };
     assert_eq!(nix.evaluate(request, &never()).await.unwrap().out.name(), "nixos-system");
 }

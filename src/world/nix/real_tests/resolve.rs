@@ -104,7 +104,8 @@ async fn a_private_repository_is_read_with_its_credential_and_with_no_other() {
     let nix = world.nix().await;
     let login = credentials(&[("netrc", LOGIN)]);
     let locked = resolve(&nix, &world.flake("private/infra"), Some(Arc::clone(&login))).await.unwrap();
-    let request = Evaluate { flake: locked.clone(), attribute: "web".into(), credentials: Some(login), retry: false };
+    let request =
+        Evaluate { flake: locked.clone(), attribute: "web".into(), credentials: Some(login), retry: false, namespace: String::new() };
     nix.evaluate(request, &never()).await.unwrap();
     // Somebody else knows the revision: neither the cache nor the memory gives it away.
     let pinned = FlakeRef::new(&world.url("private/infra"), Some(&rev), None, false).unwrap();
@@ -131,9 +132,12 @@ async fn a_private_tarball_is_read_with_its_credential() {
     let tarball = FlakeRef::new(&url, None, None, false).unwrap();
     let locked = resolve(&nix, &tarball, Some(Arc::clone(&login))).await.unwrap();
     assert!(locked.reference.contains("narHash="), "{}", locked.reference);
-    nix.evaluate(Evaluate { flake: locked, attribute: "web".into(), credentials: Some(Arc::clone(&login)), retry: false }, &never())
-        .await
-        .unwrap();
+    nix.evaluate(
+        Evaluate { flake: locked, attribute: "web".into(), credentials: Some(Arc::clone(&login)), retry: false, namespace: String::new() },
+        &never(),
+    )
+    .await
+    .unwrap();
     let error = resolve(&nix, &tarball, None).await.unwrap_err();
     assert!(matches!(error, ResolveError::CredentialsRefused { .. }), "{error:?}");
     let missing = FlakeRef::new(&format!("https://{}/none.tar.gz", world.host()), None, None, false).unwrap();
@@ -177,7 +181,7 @@ async fn private_inputs_are_read_with_the_credential_of_the_flake() {
     }
     let fresh = world.start(NixConfig { data_dir: world.path().join("fresh"), ..world.config() }).await;
     let locked = resolve(&fresh, &world.flake("infra"), Some(Arc::clone(&login))).await.unwrap();
-    let request = Evaluate { flake: locked, attribute: "web".into(), credentials: None, retry: false };
+    let request = Evaluate { flake: locked, attribute: "web".into(), credentials: None, retry: false, namespace: String::new() };
     let error = fresh.evaluate(request.clone(), &never()).await.unwrap_err();
     assert!(matches!(error, EvaluateError::FetchFailed { .. }), "{error:?}");
     fresh.evaluate(Evaluate { credentials: Some(login), ..request }, &never()).await.unwrap();

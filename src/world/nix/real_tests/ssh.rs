@@ -96,7 +96,12 @@ async fn a_repository_is_read_over_ssh_with_a_key_that_no_file_holds() {
         let held = credentials(&[("ssh-privatekey", &pem), ("known_hosts", &known)]);
         let locked = resolve(&nix, &wanted, Some(Arc::clone(&held))).await.unwrap();
         assert_eq!(locked.rev.as_ref(), Some(&rev));
-        nix.evaluate(Evaluate { flake: locked, attribute: "web".into(), credentials: Some(held), retry: false }, &never()).await.unwrap();
+        nix.evaluate(
+            Evaluate { flake: locked, attribute: "web".into(), credentials: Some(held), retry: false, namespace: String::new() },
+            &never(),
+        )
+        .await
+        .unwrap();
         // Another key, and another host key.
         let other = PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519).unwrap().to_openssh(LineEnding::LF).unwrap().to_string();
         let error = resolve(&nix, &wanted, Some(credentials(&[("ssh-privatekey", &other), ("known_hosts", &known)]))).await.unwrap_err();

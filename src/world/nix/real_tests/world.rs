@@ -184,5 +184,9 @@ pub(super) async fn resolve(nix: &Nix, flake: &FlakeRef, credentials: Option<Arc
 }
 
 pub(super) async fn evaluate(nix: &Nix, flake: &LockedFlake, attribute: &str) -> Result<Evaluated, EvaluateError> {
-    nix.evaluate(Evaluate { flake: flake.clone(), attribute: attribute.into(), credentials: None, retry: false }, &never()).await
+    nix.evaluate(
+        Evaluate { flake: flake.clone(), attribute: attribute.into(), credentials: None, retry: false, namespace: String::new() },
+        &never(),
+    )
+    .await
 }

@@ -107,7 +107,9 @@ pub struct Pass<'p, R> {
 
 /// Brings the host to what is wanted, as far as it can be brought now.
 pub async fn converge<R: Reporter>(pass: &mut Pass<'_, R>) -> Result<Verdict, Stop> {
-    let (observed, locked) = Box::pin(look(pass)).await?;
+    // Looking changes nothing, and a host that says nothing would hold up a suspend.
+    let Some(found) = pass.cancel.run_until_cancelled(Box::pin(look(pass))).await else { return Err(Stop::Cancelled) };
+    let (observed, locked) = found?;
     let observed = pass.looked(observed)?;
     let locked = pass.resolved(locked)?;
     let evaluated = evaluate::run(pass, &locked).await?;

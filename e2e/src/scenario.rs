@@ -115,8 +115,18 @@ impl Builder {
             host.authorize("root", &key.public);
             host.authorize("deploy", &key.public);
         }
-        let mut scenario =
-            Scenario { oracle, controller: None, kubectl, hosts, server, repository, key, namespace, plane, private: self.login.is_some() };
+        let mut scenario = Scenario {
+            oracle,
+            controllers: Vec::new(),
+            kubectl,
+            hosts,
+            server,
+            repository,
+            key,
+            namespace,
+            plane,
+            private: self.login.is_some(),
+        };
         if let Some(options) = self.controller {
             scenario.start_controller(options).await;
         }
@@ -127,7 +137,7 @@ impl Builder {
 /// Everything that a test uses. End a test with [`Scenario::finish`].
 pub struct Scenario {
     oracle: Option<Oracle>,
-    controller: Option<Controller>,
+    controllers: Vec<Controller>,
     /// kubectl in the scenario's namespace.
     pub kubectl: Kubectl,
     /// Its hosts; number `i` has the configuration and the NixOSHost `web-(i + 1)`.
@@ -164,16 +174,28 @@ impl Scenario {
         }
     }
 
-    /// Starts the controller for this namespace, and waits until it is ready.
-    pub async fn start_controller(&mut self, mut options: Options) {
-        options.namespace.get_or_insert_with(|| self.namespace.clone());
-        let controller = self.controller.insert(Controller::start(&self.plane.kubeconfig(), options));
-        controller.ready().await;
+    /// Starts the controller for this namespace in place of those that run, and waits until it is ready.
+    pub async fn start_controller(&mut self, options: Options) {
+        self.controllers.clear();
+        self.start_another_controller(options).await;
     }
 
-    /// The controller.
+    /// Starts one more controller for this namespace, and waits until it is ready.
+    pub async fn start_another_controller(&mut self, mut options: Options) {
+        options.namespace.get_or_insert_with(|| self.namespace.clone());
+        let controller = Controller::start(&self.plane.kubeconfig(), options);
+        controller.ready().await;
+        self.controllers.push(controller);
+    }
+
+    /// The controller, or the first of several.
     pub fn controller(&self) -> &Controller {
-        self.controller.as_ref().expect("this scenario has started no controller")
+        self.controllers.first().expect("this scenario has started no controller")
+    }
+
+    /// All controllers, in the order in which they were started.
+    pub fn controllers(&self) -> &[Controller] {
+        &self.controllers
     }
 
     /// The oracle.
@@ -278,7 +300,7 @@ impl Scenario {
             section(&format!("console of {}", name(index)), &host.console());
         }
         section("git server", &self.server.https_requests().join("\n"));
-        if let Some(controller) = &self.controller {
+        for controller in &self.controllers {
             section("controller", &controller.log());
         }
         report

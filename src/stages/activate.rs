@@ -114,7 +114,8 @@ pub(super) async fn begin<R: Reporter>(
     }
     pass.findings.records.began(Activate::NAME, stage.key(), landing.clone());
     pass.reporter.intend(&pass.findings).await?;
-    Ok(landing)
+    // Writing may have taken a while. The host was asked nothing yet: the next pass finds that out, and forgets the landing.
+    if pass.cancel.is_cancelled() { Err(Stop::Cancelled) } else { Ok(landing) }
 }
 
 /// Orders the landing and follows it until it waits for a commit or has ended.

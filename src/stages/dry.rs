@@ -27,7 +27,9 @@ pub async fn run<R: Reporter>(pass: &mut Pass<'_, R>, observed: &Observed, copie
     let stage = DryActivate { toplevel: copied.toplevel.to_string() };
     pass.begin(&stage, "asking the machine what a switch would do")?;
     let user = &pass.wish.target.user;
-    let answer = Client::new(&observed.session, user).dry_activate(&copied.toplevel).await;
+    let client = Client::new(&observed.session, user);
+    let asking = pass.cancel.run_until_cancelled(client.dry_activate(&copied.toplevel));
+    let Some(answer) = asking.await else { return Err(Stop::Cancelled) };
     let text = answer.map(|text| bounded(&text, 4000)).map_err(|error| Stop::Failed(landing_failure(&error)));
     let text = pass.ended(&stage, text, String::clone)?;
     Ok(Verdict::DryRun(text))

@@ -32,7 +32,7 @@ pub use lines::{DROPPED, LINE_LIMIT};
 use tree::Tree;
 
 /// How long a process may take to obey a SIGTERM, and its pipes to close after its end.
-pub const GRACE: Duration = Duration::from_secs(2);
+pub const GRACE: Duration = Duration::from_millis(1500);
 
 /// A process to be.
 #[derive(Clone)]

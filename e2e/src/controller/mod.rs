@@ -19,16 +19,18 @@ use crate::{
     flake::server::authority,
     process::{Daemon, mortal},
     wait::until_true,
-    world::{free_port, fresh_directory},
+    world::{free_port, fresh_directory, write},
 };
 
 /// How a controller is started.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Namespaces that it watches; all when empty.
+    /// The namespace that it watches, and is in itself; all when empty.
     pub namespace: Option<String>,
     /// `--allow-local-flakes`.
     pub allow_local_flakes: bool,
+    /// Whom it acts as, if not as the administrator; who that is has rights only by what a test grants.
+    pub user: Option<String>,
     /// Whether the programs that it starts are counted; costs a shell for each.
     pub count_executions: bool,
     /// More arguments.
@@ -39,7 +41,14 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { namespace: None, allow_local_flakes: true, count_executions: true, arguments: Vec::new(), environment: BTreeMap::new() }
+        Self {
+            namespace: None,
+            allow_local_flakes: true,
+            user: None,
+            count_executions: true,
+            arguments: Vec::new(),
+            environment: BTreeMap::new(),
+        }
     }
 }
 
@@ -58,8 +67,12 @@ impl Controller {
     /// Starts it; [`Controller::ready`] waits for `/readyz`.
     pub fn start(kubeconfig: &Path, options: Options) -> Self {
         let (number, directory) = fresh_directory("controllers");
+        let kubeconfig = match &options.user {
+            None => kubeconfig.to_owned(),
+            Some(user) => acting_as(user, kubeconfig, &directory),
+        };
         let controller = Self {
-            kubeconfig: kubeconfig.to_owned(),
+            kubeconfig,
             metrics_port: free_port(),
             health_port: free_port(),
             executions: Executions::install(number),
@@ -77,8 +90,8 @@ impl Controller {
         command.arg("--data-dir").arg(self.data_directory());
         command.arg("--metrics-addr").arg(format!("127.0.0.1:{}", self.metrics_port));
         command.arg("--health-addr").arg(format!("127.0.0.1:{}", self.health_port));
-        if let Some(namespace) = &self.options.namespace {
-            command.args(["--namespace", namespace]);
+        if let Some(namespace) = self.options.namespace.as_ref().filter(|namespace| !namespace.is_empty()) {
+            command.args(["--namespace", namespace]).env("POD_NAMESPACE", namespace);
         }
         if self.options.allow_local_flakes {
             command.arg("--allow-local-flakes");
@@ -171,6 +184,25 @@ impl Controller {
         self.with(Daemon::pid).as_raw_nonzero().get()
     }
 
+    /// The processes that it has started, and those that they have, without the one that stays to answer for the store: process id and
+    /// command line.
+    pub fn descendants(&self) -> BTreeMap<i32, String> {
+        let (mut found, mut next) = (BTreeMap::new(), vec![self.pid()]);
+        while let Some(parent) = next.pop() {
+            let tasks = std::fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
+            let children = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+            for child in children.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()) {
+                let line = std::fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
+                let line = String::from_utf8_lossy(&line).replace('\0', " ");
+                if !line.contains("--serve") {
+                    found.insert(child, line);
+                }
+                next.push(child);
+            }
+        }
+        found
+    }
+
     /// The most memory that it has had resident since it started, in KiB.
     pub fn peak_memory_kib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the controller runs");
@@ -196,6 +228,16 @@ impl Controller {
     fn log_file(&self) -> PathBuf {
         self.directory.join("log")
     }
+}
+
+/// A copy of a kubeconfig with which its user acts as another one.
+fn acting_as(user: &str, kubeconfig: &Path, directory: &Path) -> PathBuf {
+    let text = std::fs::read_to_string(kubeconfig).expect("cannot read the kubeconfig");
+    let mut config: serde_json::Value = serde_json::from_str(&text).expect("the kubeconfig is JSON");
+    config["users"][0]["user"]["as"] = user.into();
+    let path = directory.join("kubeconfig");
+    write(&path, config.to_string());
+    path
 }
 
 /// The binary under test: `NHC_CONTROLLER`, or the one beside the test binary (`target/debug/deps/TEST` → `target/debug`).

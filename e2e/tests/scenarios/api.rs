@@ -114,8 +114,12 @@ async fn an_api_server_that_was_dead_or_frozen_is_heard_again_within_ten_seconds
     scenario.landed(0, &rev, SOON).await;
     scenario.plane.kill_api_server();
     lives(scenario.controller(), 20).await;
+    let ended = || scenario.controller().metric("nixos_host_passes_total", &["outcome=\"ended\""]);
+    let before = ended();
     scenario.plane.start_api_server();
     scenario.plane.ready().await;
+    // Also without a change of the spec
+    until_true("a pass to come to its end", Duration::from_secs(10), || ended() > before).await;
     heard(&scenario, "6s").await;
     scenario.plane.freeze_api_server();
     lives(scenario.controller(), 20).await;

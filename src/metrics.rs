@@ -25,6 +25,7 @@ pub struct Metrics {
     processes: IntGauge,
     watch_age: IntGauge,
     undecodable: IntCounter,
+    leader: IntGauge,
     hosts: Hosts,
     last_watch: Arc<Mutex<Option<Instant>>>,
 }
@@ -62,6 +63,7 @@ impl Metrics {
                 "nixos_host_undecodable_total",
                 "NixOSHosts seen that could not be decoded; they alone are not managed.",
             )?,
+            leader: IntGauge::new("nixos_host_controller_leader", "1 if this replica leads, 0 while it stands by.")?,
             hosts: Hosts::new()?,
             last_watch: Arc::default(),
         };
@@ -76,6 +78,7 @@ impl Metrics {
             Box::new(metrics.processes.clone()),
             Box::new(metrics.watch_age.clone()),
             Box::new(metrics.undecodable.clone()),
+            Box::new(metrics.leader.clone()),
             Box::new(metrics.hosts.clone()),
             Box::new(build_info()?),
         ];
@@ -127,6 +130,11 @@ impl Metrics {
         }
     }
 
+    /// Whether this replica leads.
+    pub fn leads(&self, leads: bool) {
+        self.leader.set(leads.into());
+    }
+
     /// A host has this status now.
     pub fn host(&self, namespace: &str, name: &str, status: &NixOSHostStatus) {
         self.hosts.put(namespace, name, status);
@@ -135,6 +143,11 @@ impl Metrics {
     /// A host is no longer there.
     pub fn forget(&self, namespace: &str, name: &str) {
         self.hosts.forget(namespace, name);
+    }
+
+    /// Another replica looks after the hosts now.
+    pub fn forget_all(&self) {
+        self.hosts.table.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// The text that Prometheus scrapes.

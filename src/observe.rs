@@ -25,6 +25,7 @@ pub async fn observe(world: &World, wish: &Wish) -> Result<Observed, Failure> {
     let _permit = world.looks.acquire(&wish.id.namespace).await;
     let session = connect(world, wish).await?;
     let host = Client::new(&session, &wish.target.user).status().await.map_err(|error| landing_failure(&error))?;
+    world.lead.saw(host.epoch.unwrap_or_default());
     checked(&host)?;
     Ok(Observed { session, host })
 }
@@ -51,7 +52,7 @@ pub async fn connect(world: &World, wish: &Wish) -> Result<Link, Failure> {
         target.to_mut().host_keys = HostKeyPolicy::TrustOnFirstUse { recorded: Some(peer.host_key.clone()) };
     }
     let options = ConnectOptions { first: peer.map(|peer| peer.address), ..ConnectOptions::default() };
-    let session = world.effects.connect(&target, &options).await.map_err(|error| connect_failure(&error))?;
+    let session = world.connect(&target, &options).await.map_err(|error| connect_failure(&error))?;
     world.peers.put(&wish.id.uid, Peer { address: session.address().to_owned(), host_key: session.host_key().clone() });
     Ok(session)
 }

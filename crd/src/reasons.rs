@@ -146,6 +146,7 @@ reasons! {
     RebootFailed Rejected "The machine was rebooted into the new system and came back with the old one." "Look at the machine's console; the new kernel may not start. Ask again with requestedAt."
     RebootHostNotBack Transient "The machine was rebooted into the new system and does not answer since; the next power cycle boots the old one." "Power-cycle the machine, or look at its console."
     Superseded Transient "Somebody else switched the machine in the middle of the landing; theirs was left alone." "Agree on who manages the machine."
+    Unattended Transient "The controller was away while the machine waited for the commit: killed, cut off, or no longer the leader. The machine went back to the old system." "Wait: it is landed again."
     RevertFailed Rejected "The machine could not go back to the old system by itself." "Look at the machine now: journalctl -u nixos-host-controller-landing."
     InternalError Transient "A fault of the controller itself; only this pass was harmed." "Report it with the controller's log."
 }

@@ -60,6 +60,22 @@ pub struct Args {
     #[arg(long, env = "NHC_LANDINGS", default_value_t = 64)]
     pub landings: usize,
 
+    /// Elect a leader by a Lease: one replica works, the others stand by, warm. Wants get, create and update of that Lease.
+    #[arg(long, env = "NHC_LEADER_ELECT", num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
+    pub leader_elect: bool,
+
+    /// The name of the Lease. Replicas of one controller have it in common.
+    #[arg(long, env = "NHC_LEASE_NAME", default_value = "nixos-host-controller")]
+    pub lease_name: String,
+
+    /// Where the Lease is; the controller's own namespace when absent (POD_NAMESPACE, the service account's, or that of the kubeconfig's context).
+    #[arg(long, env = "NHC_LEASE_NAMESPACE")]
+    pub lease_namespace: Option<String>,
+
+    /// How long after its leader's end another replica takes over, in seconds. The same for all replicas.
+    #[arg(long, env = "NHC_LEASE_DURATION", default_value_t = 15, value_parser = clap::value_parser!(u64).range(3..=300))]
+    pub lease_duration: u64,
+
     /// What is logged: trace, debug, info, warn or error, also by module, as in `info,nixos_host_controller=debug`.
     #[arg(long, env = "NHC_LOG", default_value = "info")]
     pub log: String,
@@ -74,6 +90,11 @@ impl Args {
     /// How long one evaluation may take.
     pub fn evaluate_timeout(&self) -> Duration {
         Duration::from_secs(self.evaluate_timeout)
+    }
+
+    /// How long a Lease lasts.
+    pub fn lease_duration(&self) -> Duration {
+        Duration::from_secs(self.lease_duration)
     }
 
     /// Processors of this machine.

@@ -1,4 +1,4 @@
-//! The Kubernetes clients: one for watches, which may be silent for long, one for requests, which may not.
+//! The Kubernetes clients: one for watches, which may be silent for long, one for requests, which may not, and one for the Lease, which hurries.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,8 +22,12 @@ pub const REQUEST_WITHIN: Duration = Duration::from_secs(15);
 pub struct Clients {
     /// For watches.
     pub watches: Client,
+    /// For the Lease.
+    pub leases: Client,
     /// For everything else.
     pub requests: Client,
+    /// Where this controller itself is.
+    pub namespace: String,
 }
 
 /// Why there are no clients.
@@ -45,9 +49,28 @@ pub fn said(error: &kube::Error) -> String {
     }
 }
 
+/// Warns of what goes on being wrong once, not at each try.
+#[derive(Debug, Default)]
+pub(super) struct Complaint(Option<String>);
+
+impl Complaint {
+    /// It is wrong, in these words.
+    pub(super) fn about(&mut self, text: String) {
+        if self.0.as_ref() != Some(&text) {
+            tracing::warn!("{text}");
+            self.0 = Some(text);
+        }
+    }
+
+    /// It is well again.
+    pub(super) fn settle(&mut self) {
+        self.0 = None;
+    }
+}
+
 impl Clients {
-    /// Clients for the cluster that kubectl would speak to.
-    pub async fn new(metrics: &Metrics, clock: &Clock) -> Result<Self, ClientsError> {
+    /// Clients for the cluster that kubectl would speak to; `hurry` bounds what the one for the Lease waits for.
+    pub async fn new(metrics: &Metrics, clock: &Clock, hurry: Duration) -> Result<Self, ClientsError> {
         let mut config = Config::infer().await?;
         config.connect_timeout = Some(Duration::from_secs(5));
         // The default sleeps for minutes inside a call while the server says 503.
@@ -62,8 +85,12 @@ impl Clients {
             request
         });
         let watches = ClientBuilder::try_from(config.clone())?.with_layer(&stamp).build();
-        config.read_timeout = Some(REQUEST_WITHIN);
         config.reset_reader_on_write = true;
-        Ok(Self { watches, requests: Client::try_from(config)? })
+        let namespace = std::env::var("POD_NAMESPACE").ok().filter(|namespace| !namespace.is_empty());
+        let namespace = namespace.unwrap_or_else(|| config.default_namespace.clone());
+        config.read_timeout = Some(REQUEST_WITHIN);
+        let requests = Client::try_from(config.clone())?;
+        (config.read_timeout, config.connect_timeout) = (Some(hurry), Some(hurry));
+        Ok(Self { watches, leases: Client::try_from(config)?, requests, namespace })
     }
 }

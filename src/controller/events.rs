@@ -1,10 +1,11 @@
 //! Events: one for each transition that a person cares about, none on a pass that changes nothing.
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, ObjectMeta};
 use kube::api::PostParams;
-use kube::{Api, Client, Resource, ResourceExt};
+use kube::{Api, Client, Resource};
 use nixos_host_api::{NixOSHost, NixOSHostStatus, Outcome, Reason, condition};
 use tokio::sync::mpsc;
 
@@ -86,11 +87,13 @@ fn transition(
     }
 }
 
-fn normal(reason: &str, action: &'static str, note: String) -> Happened {
+/// Something good, or neither good nor bad.
+pub(super) fn normal(reason: &str, action: &'static str, note: String) -> Happened {
     Happened { warning: false, reason: reason.into(), action, note }
 }
 
-fn warning(reason: &str, action: &'static str, note: String) -> Happened {
+/// Something that a person should look at.
+pub(super) fn warning(reason: &str, action: &'static str, note: String) -> Happened {
     Happened { warning: true, reason: reason.into(), action, note }
 }
 
@@ -120,16 +123,21 @@ impl Events {
     /// Hands over what happened to a host.
     pub(super) fn tell(&self, object: &NixOSHost, happened: Vec<Happened>) {
         for one in happened {
-            tracing::info!(reason = one.reason, "event: {}", one.note);
-            let namespace = object.namespace().unwrap_or_default();
-            if self.queue.try_send((namespace, event(object, one, self.clock.wall()))).is_err() {
-                tracing::warn!("an event was dropped: too many wait");
-            }
+            self.about(object.object_ref(&()), one);
+        }
+    }
+
+    /// Hands over what happened to anything.
+    pub(super) fn about(&self, regarding: ObjectReference, happened: Happened) {
+        tracing::info!(reason = happened.reason, "event: {}", happened.note);
+        let namespace = regarding.namespace.clone().unwrap_or_default();
+        if self.queue.try_send((namespace, event(regarding, happened, self.clock.wall()))).is_err() {
+            tracing::warn!("an event was dropped: too many wait");
         }
     }
 }
 
-fn event(object: &NixOSHost, happened: Happened, now: Timestamp) -> Event {
+fn event(regarding: ObjectReference, happened: Happened, now: Timestamp) -> Event {
     let mut note = happened.note;
     let mut end = note.len().min(MAX_NOTE);
     while !note.is_char_boundary(end) {
@@ -139,15 +147,15 @@ fn event(object: &NixOSHost, happened: Happened, now: Timestamp) -> Event {
     Event {
         metadata: ObjectMeta {
             // Not with a dot, as events were named before there was generateName: the API server checks what stands before the random part.
-            generate_name: Some(format!("{}-", object.name_any())),
-            namespace: object.namespace(),
+            generate_name: Some(format!("{}-", regarding.name.as_deref().unwrap_or("unnamed"))),
+            namespace: regarding.namespace.clone(),
             ..ObjectMeta::default()
         },
         event_time: Some(MicroTime(now)),
         action: Some(happened.action.into()),
         reason: Some(happened.reason),
         note: Some(note),
-        regarding: Some(object.object_ref(&())),
+        regarding: Some(regarding),
         reporting_controller: Some(format!("nixoshost.dev/{MANAGER}")),
         reporting_instance: Some(std::env::var("HOSTNAME").unwrap_or_else(|_| MANAGER.into()).chars().take(128).collect()),
         type_: Some(if happened.warning { "Warning" } else { "Normal" }.into()),

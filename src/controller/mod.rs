@@ -5,6 +5,7 @@
 pub mod args;
 pub mod clients;
 mod clocks;
+mod election;
 mod events;
 mod finalizer;
 mod hosts;
@@ -28,9 +29,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::metrics::Metrics;
-use crate::world::{Limits, Real, World, nix};
+use crate::world::{Lead, Limits, Real, World, nix};
 use args::Args;
 use clients::{Clients, WATCH_SECONDS};
+use election::Elector;
 use events::Events;
 use hosts::{Hosts, Task};
 use pass::Next;
@@ -79,13 +81,13 @@ pub async fn run(args: Args) -> Result<(), RunError> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let clock = clocks::system();
     let metrics = Metrics::new()?;
-    let clients = Clients::new(&metrics, &clock).await?;
+    let clients = Clients::new(&metrics, &clock, args.lease_duration() / 4).await?;
     let world = world(&args, metrics.clone(), &clock).await?;
-    let controller =
-        Arc::new(Controller { events: Events::start(clients.requests.clone(), clock), hosts: Arc::default(), args, clients, world });
+    let controller = Arc::new(controller(args, clients, world));
     let (ready, readiness) = watch::channel(false);
     serve_all(&controller, readiness).await?;
-    let stop = CancellationToken::new();
+    let (stop, resign) = (CancellationToken::new(), CancellationToken::new());
+    let elector = elector(&controller).map(|elector| tokio::spawn(elector.run(resign.clone())));
     let running = run_hosts(Arc::clone(&controller), ready, stop.clone());
     tokio::pin!(running);
     tokio::select! {
@@ -98,7 +100,24 @@ pub async fn run(args: Args) -> Result<(), RunError> {
     if tokio::time::timeout(SHUTDOWN_WITHIN, running).await.is_err() {
         tracing::warn!("passes were still running; a landing that was in flight goes on without this controller");
     }
+    resign.cancel();
+    if let Some(elector) = elector {
+        let _ = elector.await;
+    }
     Ok(())
+}
+
+fn controller(args: Args, clients: Clients, world: World) -> Controller {
+    let (events, hosts) = (Events::start(clients.requests.clone(), world.clock.clone()), Arc::<Hosts>::default());
+    Controller { args, clients, events, world, hosts }
+}
+
+/// Who takes part in the election for us, if there is one.
+fn elector(controller: &Controller) -> Option<Elector> {
+    let Controller { args, clients, events, world, .. } = controller;
+    let lease = (args.lease_namespace.as_deref().unwrap_or(&clients.namespace), args.lease_name.as_str());
+    let with = (world.clock.clone(), events.clone(), world.metrics.clone());
+    args.leader_elect.then(|| Elector::new(clients.leases.clone(), lease, args.lease_duration(), world.lead.clone(), with))
 }
 
 async fn world(args: &Args, metrics: Metrics, clock: &crate::clock::Clock) -> Result<World, RunError> {
@@ -117,15 +136,16 @@ async fn world(args: &Args, metrics: Metrics, clock: &crate::clock::Clock) -> Re
         store: None,
         clock: clock.clone(),
     };
-    // Milliseconds since 1970: a controller that starts later has the higher term.
-    let epoch = u64::try_from(clock.wall().as_millisecond()).unwrap_or_default();
+    // Without an election the epoch is the time of the start: a controller that starts later has the higher one.
+    let standby = Lead::standby(clock.clone());
+    let lead = if args.leader_elect { standby } else { Lead::alone(standby.next_epoch(0), clock.clone()) };
     let limits = Limits { looks: LOOKS, copies: args.copies, landings: args.landings };
     let real = Real::start(config).await?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), nix = real.nix.version(), confined = real.nix.confined(), "starts");
-    Ok(World::new(Arc::new(real), metrics, clock.clone(), epoch, limits))
+    Ok(World::new(Arc::new(real), metrics, clock.clone(), lead, limits))
 }
 
-/// Watches, and runs a task for each host, until `stop`.
+/// Watches, and runs a task for each host, until `stop`. Also one that stands by does: its tasks wait for a term.
 async fn run_hosts(controller: Arc<Controller>, ready: watch::Sender<bool>, stop: CancellationToken) {
     let client = controller.clients.watches.clone();
     let api = match &controller.args.namespace {
@@ -148,13 +168,24 @@ async fn run_hosts(controller: Arc<Controller>, ready: watch::Sender<bool>, stop
     pump.abort();
 }
 
-/// The life of one host: pass after pass.
+/// The life of one host: pass after pass, while this controller leads.
 async fn run_host(controller: Arc<Controller>, task: Task, stop: CancellationToken) {
     let mut stored = Stored::default();
-    let mut failures = 0;
+    let (mut failures, mut uid) = (0, None);
     while !task.gone.is_cancelled() && !stop.is_cancelled() {
+        let term = tokio::select! {
+            biased;
+            () = task.gone.cancelled() => break,
+            () = stop.cancelled() => break,
+            term = controller.world.lead.term() => term,
+        };
         let Some((object, cancel)) = controller.hosts.begin(&task.key, &stop) else { break };
-        let next = one_pass(&controller, &object, &mut stored, &cancel).await;
+        if object.metadata.uid != uid {
+            // Another one of the same name; also one whose end another replica saw to.
+            forget(&controller.world, uid.take());
+            uid.clone_from(&object.metadata.uid);
+        }
+        let next = one_pass(&controller, &object, &mut stored, &cancel, &term).await;
         failures = if next.is_some() { 0 } else { failures + 1 };
         let pause = match next.unwrap_or_else(|| retry(&controller.world, failures)) {
             Next::Now => continue,
@@ -165,12 +196,20 @@ async fn run_host(controller: Arc<Controller>, task: Task, stop: CancellationTok
             biased;
             () = task.gone.cancelled() => break,
             () = stop.cancelled() => break,
+            () = term.cancelled() => {}
             () = task.wake.notified() => {}
             () = tokio::time::sleep(pause) => {}
         }
     }
     if task.gone.is_cancelled() {
         controller.world.metrics.forget(&task.key.0, &task.key.1);
+        forget(&controller.world, uid);
+    }
+}
+
+fn forget(world: &World, uid: Option<String>) {
+    if let Some(uid) = uid {
+        world.forget(&uid);
     }
 }
 
@@ -180,8 +219,15 @@ fn retry(world: &World, failures: u32) -> Next {
     Next::After(world.jitter(pause, 0.2))
 }
 
-/// One pass in a task of its own, so that a panic in it harms only it. `None` if it did not come to an end.
-async fn one_pass(controller: &Arc<Controller>, object: &Arc<NixOSHost>, stored: &mut Stored, cancel: &CancellationToken) -> Option<Next> {
+/// One pass in a task of its own, so that a panic in it harms only it. `None` if it did not come to an end; at the end of the term it is dropped
+/// wherever it is, as if the process had ended.
+async fn one_pass(
+    controller: &Arc<Controller>,
+    object: &Arc<NixOSHost>,
+    stored: &mut Stored,
+    cancel: &CancellationToken,
+    term: &CancellationToken,
+) -> Option<Next> {
     let (namespace, name) = hosts::key(object);
     let span = tracing::info_span!("pass", namespace, host = name, generation = object.metadata.generation, stage = tracing::field::Empty);
     let begun = controller.world.clock.now();
@@ -194,7 +240,11 @@ async fn one_pass(controller: &Arc<Controller>, object: &Arc<NixOSHost>, stored:
     };
     let mut set = JoinSet::new();
     set.spawn(work.instrument(span.clone()));
-    let (outcome, next) = match set.join_next().await {
+    let Some(joined) = term.run_until_cancelled(set.join_next()).await else {
+        set.shutdown().await;
+        return Some(Next::Now);
+    };
+    let (outcome, next) = match joined {
         Some(Ok((Ok(next), now))) => {
             *stored = now;
             ("ended", Some(next))
@@ -224,6 +274,7 @@ async fn serve_all(controller: &Arc<Controller>, ready: watch::Receiver<bool>) -
                 return (StatusCode::NOT_FOUND, "there is only /metrics here\n".into());
             }
             let running = world.effects.running();
+            world.metrics.leads(world.lead.holds());
             world.metrics.in_flight(running.evaluations, running.builds, running.processes);
             world
                 .metrics

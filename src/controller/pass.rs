@@ -48,7 +48,7 @@ pub(super) async fn run(
     if !object.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
         finalizer::add(&api, object).await?;
     }
-    let writer = Writer::new(api, object, stored.clone());
+    let writer = Writer::new(api, object, stored.clone(), controller.world.lead.clone());
     let before = stored.status.clone();
     let reporter = StatusReporter::new(context(controller, object, &before), writer.clone());
     let mut findings = findings(&before);
@@ -219,8 +219,7 @@ async fn end(controller: &Controller, api: &Api<NixOSHost>, object: &NixOSHost) 
     if let Err(error) = dropped {
         tracing::warn!("GC roots of a deleted host could not be dropped: {}", chain(&error));
     }
-    controller.world.machines.release(&uid);
-    controller.world.peers.forget(&uid);
+    controller.world.forget(&uid);
     controller.world.metrics.forget(&namespace, &name);
     finalizer::remove(api, object).await?;
     tracing::info!("deleted; the machine stays as it is");

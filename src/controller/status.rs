@@ -10,6 +10,7 @@ use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::clients::{REQUEST_WITHIN, said};
+use crate::world::Lead;
 
 /// The field manager of everything that this controller writes.
 pub(super) const MANAGER: &str = "nixos-host-controller";
@@ -26,6 +27,9 @@ pub(super) enum WriteError {
     /// The API server did not answer.
     #[error("writing the status: no answer within {} s", REQUEST_WITHIN.as_secs())]
     TimedOut,
+    /// Another replica leads, and writes.
+    #[error("writing the status: this controller does not lead")]
+    Deposed,
     /// The object is another one of the same name: the host was deleted and made anew.
     #[error("writing the status: the object was replaced by another one of the same name")]
     Replaced,
@@ -59,12 +63,13 @@ pub(super) struct Writer {
     name: String,
     uid: String,
     stored: Arc<Mutex<Stored>>,
+    lead: Lead,
 }
 
 impl Writer {
     /// A writer for `object`, of which `stored` is known.
-    pub(super) fn new(api: Api<NixOSHost>, object: &NixOSHost, stored: Stored) -> Self {
-        Self { api, name: object.name_any(), uid: object.uid().unwrap_or_default(), stored: Arc::new(Mutex::new(stored)) }
+    pub(super) fn new(api: Api<NixOSHost>, object: &NixOSHost, stored: Stored, lead: Lead) -> Self {
+        Self { api, name: object.name_any(), uid: object.uid().unwrap_or_default(), stored: Arc::new(Mutex::new(stored)), lead }
     }
 
     /// What is known to be stored now.
@@ -78,6 +83,9 @@ impl Writer {
         let status = make(&stored.status);
         if status == stored.status {
             return Ok(false);
+        }
+        if !self.lead.holds() {
+            return Err(WriteError::Deposed);
         }
         let body = serde_json::json!({"apiVersion": "nixoshost.dev/v1alpha1", "kind": "NixOSHost", "status": status});
         let parameters = PatchParams::apply(MANAGER).force();

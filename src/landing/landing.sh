@@ -67,7 +67,7 @@ status() { # [brief]: without the boot default, which cannot have moved while a 
   tell boot_id /proc/sys/kernel/random/boot_id; tell machine_id /etc/machine-id
   [ "$2" = "$1" ] || ! differs "$2" "$1" || echo "reboot=required"
   alive $U && echo "landing=active"
-  for name in id state rc code why old new; do tell "landing_$name" "$D/$name"; done
+  for name in id epoch state rc code why old new; do tell "landing_$name" "$D/$name"; done
 }
 # Whether one system boots what another one does not: what NixOS itself compares, with the parameters and the interface of init. A file that both lack is equal
 differs() { # A B
@@ -120,9 +120,14 @@ busy() { # [WHO]: or another landing, by its id. The file may still be that of t
   ! alive $U || refuse busy "another landing is running: $(unit $U Description)" 75
   refuse busy "${1:-another landing has just ended}" 75
 }
+fence() { # EPOCH: an older one is refused; a newer one is remembered, so that whoever led before may ask for nothing more
+  take $D/epoch
+  [ "$1" -ge "${word:-0}" ] || refuse fenced "epoch $1 is older than $word" 77
+  [ "$1" = "$word" ] || put epoch "$1"
+}
 land() {
   id=$1 epoch=$2 new=$3 mode=$4 activate=$5 commit=$6; shift 6
-  [ "$(get id)" = "$id" ] && alive $U && return 0
+  [ "$(get id)" = "$id" ] && alive $U && { fence "$epoch"; return 0; }
   { [ -x "$new/bin/switch-to-configuration" ] && [ -f "$new/nixos-version" ]; } || refuse invalid "$new is not a NixOS system" 65
   case $(timeout 30 systemctl is-system-running) in stopping|maintenance) refuse not-ready "the host is stopping or in maintenance" 75;; esac
   ! alive $U || busy
@@ -161,7 +166,7 @@ wait_() {
 }
 ask() { # VERB ID EPOCH
   [ "$(get id)" = "$2" ] || refuse other "the landing here is $(get id)" 75
-  [ "$(get epoch)" -le "$3" ] || refuse fenced "epoch $3 is older than $(get epoch)" 77
+  fence "$3"
   listen answer
   put "$1" "$2" && ring bell || refuse cannot-write "cannot write to $D" 73
   tries=0

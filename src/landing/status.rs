@@ -35,6 +35,8 @@ pub struct HostStatus {
     pub machine: Option<String>,
     /// The current system has another kernel, initrd or other kernel parameters than were booted.
     pub reboot_required: bool,
+    /// The newest epoch that it knows of: an older one may not order anything.
+    pub epoch: Option<u64>,
     /// The last landing since the host booted, in flight or ended.
     pub landing: Option<Landing>,
 }
@@ -187,6 +189,7 @@ impl HostStatus {
             boot_id: bounded("boot_id"),
             machine: word("machine_id").map(machine),
             reboot_required: word("reboot") == Some("required"),
+            epoch: word("landing_epoch").and_then(|epoch| epoch.parse().ok()),
             landing,
         })
     }
@@ -239,7 +242,8 @@ mod tests {
 
     #[test]
     fn a_landing_is_read_with_why_it_ended() {
-        let host = HostStatus::parse(&text(&format!("landing=inactive\nlanding_id=a-b-1\nlanding_state=reverted\nlanding_rc=2\nlanding_code=activation-failed\nlanding_why=exited with 2\nlanding_old={RUNNING}\n"))).unwrap();
+        let host = HostStatus::parse(&text(&format!("landing=inactive\nlanding_id=a-b-1\nlanding_epoch=1700000000000\nlanding_state=reverted\nlanding_rc=2\nlanding_code=activation-failed\nlanding_why=exited with 2\nlanding_old={RUNNING}\n"))).unwrap();
+        assert_eq!(host.epoch, Some(1_700_000_000_000));
         let landing = host.landing.unwrap();
         assert_eq!((landing.state, landing.active, landing.exit), (LandingState::Reverted, false, Some(2)));
         assert_eq!((landing.code.as_str(), landing.why.as_str()), ("activation-failed", "exited with 2"));

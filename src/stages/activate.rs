@@ -128,7 +128,7 @@ async fn activated<R>(
     let activation = pass.wish.activation;
     let order = landing::Order {
         id: landing.id.clone(),
-        epoch: pass.world.epoch,
+        epoch: pass.world.lead.epoch(),
         new: toplevel.clone(),
         goal: activation.mode.into(),
         activate_within: activation.activate_within,

@@ -51,7 +51,7 @@ async fn commit<R>(pass: &Pass<'_, R>, verified: Verified) -> Result<HostStatus,
     if let Some(host) = committed {
         return Ok(host);
     }
-    match Client::new(&session, &pass.wish.target.user).commit(&landing.id, pass.world.epoch).await {
+    match Client::new(&session, &pass.wish.target.user).commit(&landing.id, pass.world.lead.epoch()).await {
         Ok(host) => Ok(host),
         // Whether the host got the request is unknown: following it tells.
         Err(LandingError::Exec(ExecError::Lost(_) | ExecError::TimedOut { .. })) => {

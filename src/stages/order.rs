@@ -71,7 +71,7 @@ pub fn unfinished<R>(pass: &mut Pass<'_, R>, observed: &Observed) {
         return;
     }
     let failure = match landing {
-        Some(landing) => outcome::failure(landing, "").or_else(|| died(landing)),
+        Some(landing) => unattended(pass, landing).or_else(|| outcome::failure(landing, "")).or_else(|| died(landing)),
         None if host.boot_id.as_deref() == Some(&*begun.boot_id) => {
             // The host was never asked: the controller ended between writing it down and asking.
             pass.findings.records.forget(Activate::NAME);
@@ -88,6 +88,16 @@ pub fn unfinished<R>(pass: &mut Pass<'_, R>, observed: &Observed) {
         pass.findings.landed = begun.system.parse().ok();
     }
     pass.findings.ended.extend(ended(pass.wish, &begun, failure));
+}
+
+/// Nobody committed because nobody looked: no pass lived to say that the system did not prove itself.
+fn unattended<R>(pass: &Pass<'_, R>, landing: &Landing) -> Option<Failure> {
+    let records = &pass.findings.records;
+    let said = |name: &str| records.get(name).is_some_and(|record| record.reason.is_some());
+    let nobody = landing.state == LandingState::Reverted && landing.code == "not-committed" && !NAMES.into_iter().any(said);
+    nobody.then(|| {
+        Failure::new(Reason::Unattended, "the controller was away when the machine waited for the commit; the old system runs again")
+    })
 }
 
 /// The landing's service is gone and its state is none that it ends in.
@@ -120,7 +130,7 @@ pub async fn earlier<R: Reporter>(pass: &mut Pass<'_, R>, observed: Option<&Obse
         // The way back is armed first: it is another boot.
         reboot::adopt(pass, &observed.session, &begun).await?;
     }
-    let host = client.revert(&begun.id, pass.world.epoch).await.map_err(|error| landing_failure(&error))?;
+    let host = client.revert(&begun.id, pass.world.lead.epoch()).await.map_err(|error| landing_failure(&error))?;
     pass.saw(host);
     pass.findings.records.forget(Activate::NAME);
     Ok(())
@@ -160,10 +170,9 @@ fn lost_sight(why: &str) -> Failure {
 
 /// Whether nothing more happens to a landing without the controller.
 pub fn needs_us(host: &HostStatus, id: &str) -> bool {
-    use crate::landing::LandingState::Activated;
     host.landing
         .as_ref()
-        .is_none_or(|landing| landing.id != id || !landing.active || landing.state == Activated || landing.state.is_final())
+        .is_none_or(|landing| landing.id != id || !landing.active || landing.state == LandingState::Activated || landing.state.is_final())
 }
 
 /// What the end of a landing means: nothing wrong, or why it did not stay.

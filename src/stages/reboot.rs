@@ -135,7 +135,7 @@ fn ordered<R>(pass: &Pass<'_, R>, begun: &LandingRef, new: StorePath, goal: Goal
     let activation = pass.wish.activation;
     landing::Order {
         id: begun.id.clone(),
-        epoch: pass.world.epoch,
+        epoch: pass.world.lead.epoch(),
         new,
         goal,
         activate_within: activation.activate_within,

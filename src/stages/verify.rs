@@ -193,7 +193,7 @@ async fn give_up<R: Reporter>(pass: &mut Pass<'_, R>, begun: &LandingRef, sessio
     let user = &pass.wish.target.user;
     pass.reporter.doing(&pass.findings, Verify::DOING, format!("going back to the old system: {}", failure.message));
     // The old connection may still work where a new one does not; if neither does, the host goes back by itself.
-    let asked = Client::new(&session, user).revert(&begun.id, pass.world.epoch).await;
+    let asked = Client::new(&session, user).revert(&begun.id, pass.world.lead.epoch()).await;
     let session = asked.is_ok().then_some(session);
     let failure = match order::follow(pass.world, pass.wish, session, &begun.id, pass.wish.activation.commit_within).await {
         Ok((host, _)) => {

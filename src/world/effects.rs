@@ -1,7 +1,6 @@
 //! Everything outside that a pass touches, behind two traits: what is real here is simulated in tests.
 
 use std::fmt;
-use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,27 +11,58 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::copy::{self, Copied, CopyError, LocalStore, LocalStoreError};
+use super::lead::Lead;
 use super::nix::{Build, BuildError, BuildProgress, Evaluate, EvaluateError, Evaluated, Nix, Resolve, ResolveError, RootName, RootsError};
 use super::probe::{self, Answer, Endpoint, Get, ProbeError, Wanted};
 use super::ssh::{Command, ConnectError, ConnectOptions, ExecError, Host, HostKey, Limits, Output, Session, Target};
 use crate::nix::{Closure, LockedFlake, StorePath};
 
-/// A connection to a host, logged in. Dropped, it is gone at once, with all that runs on it.
+/// A connection to a host, logged in. Dropped, it is gone at once, with all that runs on it. The only way to the host's commands: it asks whether
+/// they are allowed.
 #[derive(Debug)]
-pub struct Link(Box<dyn Connection>);
+pub struct Link {
+    connection: Box<dyn Connection>,
+    lead: Option<Lead>,
+}
 
 impl Link {
     /// Over `connection`.
     pub fn new(connection: impl Connection + 'static) -> Self {
-        Self(Box::new(connection))
+        Self { connection: Box::new(connection), lead: None }
     }
-}
 
-impl Deref for Link {
-    type Target = dyn Connection;
+    /// Does nothing on the host from now on but while `lead` holds.
+    #[must_use]
+    pub fn under(self, lead: Lead) -> Self {
+        Self { lead: Some(lead), ..self }
+    }
 
-    fn deref(&self) -> &Self::Target {
-        &*self.0
+    /// The key that the host proved to hold.
+    pub fn host_key(&self) -> &HostKey {
+        self.connection.host_key()
+    }
+
+    /// Which of the addresses answered, as it was given.
+    pub fn address(&self) -> &str {
+        self.connection.address()
+    }
+
+    /// Brings a closure to the host.
+    pub async fn push(
+        &self,
+        closure: &Arc<Closure>,
+        options: &copy::Options,
+        progress: &copy::Progress,
+        cancel: &CancellationToken,
+    ) -> Result<Copied, CopyError> {
+        self.allowed().await;
+        self.connection.push(closure, options, progress, cancel).await
+    }
+
+    async fn allowed(&self) {
+        if let Some(lead) = &self.lead {
+            lead.held().await;
+        }
     }
 }
 
@@ -114,7 +144,8 @@ pub trait Connection: fmt::Debug + Send + Sync {
 
 impl Host for Link {
     async fn exec(&self, command: &Command, stdin: Bytes, limits: Limits) -> Result<Output, ExecError> {
-        self.run(command, stdin, limits).await
+        self.allowed().await;
+        self.connection.run(command, stdin, limits).await
     }
 }
 
@@ -202,5 +233,63 @@ impl Effects for Real {
         let counters = self.nix.counters();
         let processes = self.nix.processes().iter().map(|count| count.running).sum();
         Running { evaluations: counters.evaluating, builds: counters.building, processes }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::world::ssh::Exit;
+
+    /// Counts the commands that get through.
+    #[derive(Debug, Default)]
+    struct Counting(Arc<AtomicUsize>);
+
+    impl Connection for Counting {
+        fn host_key(&self) -> &HostKey {
+            panic!("not asked here")
+        }
+
+        fn address(&self) -> &str {
+            panic!("not asked here")
+        }
+
+        fn run<'a>(&'a self, _: &'a Command, _: Bytes, _: Limits) -> BoxFuture<'a, Result<Output, ExecError>> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            async { Ok(Output { status: Exit::Status(0), stdout: Vec::new(), stderr_tail: String::new() }) }.boxed()
+        }
+
+        fn push<'a>(
+            &'a self,
+            _: &'a Arc<Closure>,
+            _: &'a copy::Options,
+            _: &'a copy::Progress,
+            _: &'a CancellationToken,
+        ) -> BoxFuture<'a, Result<Copied, CopyError>> {
+            panic!("not asked here")
+        }
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a test needs some moment")]
+    fn no_command_reaches_a_host_after_the_term_also_if_nobody_has_noticed_its_end() {
+        let (begun, passed) = (Instant::now(), Arc::new(Mutex::new(Duration::ZERO)));
+        let time = Arc::clone(&passed);
+        let lead = Lead::standby(Clock::new(move || begun + *time.lock().unwrap(), || jiff::Timestamp::UNIX_EPOCH));
+        let sent = Arc::<AtomicUsize>::default();
+        let link = Link::new(Counting(Arc::clone(&sent))).under(lead.clone());
+        let limits = Limits::within(Duration::from_secs(1));
+        let command = Command::script("true");
+        let run = || link.exec(&command, Bytes::new(), limits).now_or_never().is_some();
+        assert!(!run() && sent.load(Ordering::Relaxed) == 0);
+        lead.begin(1, Some(begun + Duration::from_secs(10)));
+        assert!(run() && sent.load(Ordering::Relaxed) == 1);
+        *passed.lock().unwrap() = Duration::from_secs(11);
+        assert!(!run() && sent.load(Ordering::Relaxed) == 1);
     }
 }

@@ -42,6 +42,7 @@ impl Fair {
         let place = Place { fair: self, key, ticket };
         // The sender is dropped only by `place`, or after it was used.
         let _ = granted.await;
+        // It has come to its end: leaving it now would give the permit back.
         std::mem::forget(place);
         Permit(self)
     }

@@ -6,6 +6,7 @@ pub mod copy;
 pub mod effects;
 pub mod exec;
 pub mod fair;
+pub mod lead;
 pub mod machines;
 pub mod nix;
 pub mod probe;
@@ -23,6 +24,7 @@ use crate::metrics::Metrics;
 
 pub use effects::{Connection, Effects, Link, Real};
 pub use fair::Fair;
+pub use lead::Lead;
 pub use machines::{Claim, Machines};
 pub use start::Limits;
 
@@ -34,8 +36,8 @@ pub struct World {
     pub metrics: Metrics,
     /// What time it is.
     pub clock: Clock,
-    /// The term of this controller: hosts refuse an older one than they know.
-    pub epoch: u64,
+    /// Whether hosts may be touched, and under which epoch: they refuse an older one than they know.
+    pub lead: Lead,
     /// Looks at hosts at a time, by namespace as all of these.
     pub looks: Fair,
     /// Copies at a time.
@@ -89,6 +91,18 @@ impl World {
     pub fn landing_id(&self, uid: &str) -> String {
         let prefix: String = uid.chars().filter(char::is_ascii_alphanumeric).take(8).collect();
         format!("{prefix}-{:016x}", self.effects.random())
+    }
+
+    /// A new connection to a host, by a controller that leads; commands over it are run only while it does.
+    pub async fn connect(&self, target: &ssh::Target, options: &ssh::ConnectOptions) -> Result<Link, ssh::ConnectError> {
+        self.lead.held().await;
+        Ok(self.effects.connect(target, options).await?.under(self.lead.clone()))
+    }
+
+    /// Nothing is known any more of a resource that is gone.
+    pub fn forget(&self, uid: &str) {
+        self.machines.release(uid);
+        self.peers.forget(uid);
     }
 
     /// `time`, up to `share` of it shorter or longer: what fails together is not tried again together.

@@ -11,7 +11,7 @@ use futures::future::BoxFuture;
 
 use super::copy::{LocalStore, NixStore};
 use super::nix::{Nix, NixConfig, StartError, StoreQuery, StoreQueryError};
-use super::{Effects, Fair, Machines, Peers, Real, World, exec};
+use super::{Effects, Fair, Lead, Machines, Peers, Real, World, exec};
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::nix::StorePath;
@@ -41,12 +41,12 @@ impl Real {
 
 impl World {
     /// A world in which nothing was done yet.
-    pub fn new(effects: Arc<dyn Effects>, metrics: Metrics, clock: Clock, epoch: u64, limits: Limits) -> Self {
+    pub fn new(effects: Arc<dyn Effects>, metrics: Metrics, clock: Clock, lead: Lead, limits: Limits) -> Self {
         Self {
             effects,
             metrics,
             clock,
-            epoch,
+            lead,
             looks: Fair::new(limits.looks),
             copies: Fair::new(limits.copies),
             landings: Fair::new(limits.landings),

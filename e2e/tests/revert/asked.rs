@@ -127,6 +127,24 @@ async fn an_older_epoch_neither_lands_nor_commits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_attaches_with_a_newer_epoch_shuts_out_who_led_before() {
+    let machine = Machine::start().await;
+    let new = machine.receive("plain");
+    let land = |epoch| machine.ask(&["land", "a", epoch, &new, "switch", "60", "60"]).stdout;
+    assert!(land("7").contains("landing_epoch=7"));
+    let attached = land("9");
+    assert!(attached.contains("landing_epoch=9") && attached.contains("landing_state=activated"), "{attached}");
+    for words in [["revert", "a", "8"], ["commit", "a", "7"]] {
+        let deposed = machine.ask(&words);
+        assert!(deposed.stdout.contains("is older than 9"), "{words:?}: {}", deposed.stdout);
+    }
+    assert_eq!(machine.word("state"), "activated", "nothing that they asked for was done");
+    assert!(land("8").contains("refused: fenced"), "nor may they attach");
+    assert!(machine.ask(&["commit", "a", "9"]).stdout.contains("landing_state=committed"));
+    machine.is_on(&new).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_plain_user_with_sudo_lands_commits_and_reverts() {
     let machine = Machine::start().await;
     let new = machine.receive("plain");

@@ -16,6 +16,7 @@ mod cancel;
 mod cases;
 mod crashes;
 mod drift;
+mod election;
 mod following;
 mod health;
 mod hostile;

@@ -1,0 +1,197 @@
+//! Whether this controller leads, until when, and under which epoch: what allows it to touch hosts.
+//!
+//! Connections to hosts ask before each command ([`super::ssh::Session`]). A term ends by the clock, whoever has noticed: also for a process that
+//! was stopped for a while and wakes up.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+
+/// Further ahead of the clock, in milliseconds, no epoch is believed: a hostile host could use them up for all the others. A year.
+const AHEAD: u64 = 366 * 24 * 3600 * 1000;
+
+/// The right to touch hosts. Cheap to clone; all clones are one.
+#[derive(Debug, Clone)]
+pub struct Lead {
+    state: Arc<watch::Sender<State>>,
+    highest: Arc<watch::Sender<u64>>,
+    clock: Clock,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    epoch: u64,
+    term: Option<Term>,
+}
+
+#[derive(Debug)]
+struct Term {
+    /// `None`: for ever.
+    until: Option<Instant>,
+    ended: CancellationToken,
+}
+
+impl State {
+    fn holds(&self, now: Instant) -> bool {
+        self.term.as_ref().is_some_and(|term| term.until.is_none_or(|until| now < until))
+    }
+}
+
+impl Lead {
+    /// One that does not lead yet.
+    pub fn standby(clock: Clock) -> Self {
+        Self { state: Arc::new(watch::channel(State::default()).0), highest: Arc::new(watch::channel(0).0), clock }
+    }
+
+    /// One that leads for ever: there is no other controller.
+    pub fn alone(epoch: u64, clock: Clock) -> Self {
+        let lead = Self::standby(clock);
+        lead.begin(epoch, None);
+        lead
+    }
+
+    /// A term begins. One that had not ended ends.
+    pub fn begin(&self, epoch: u64, until: Option<Instant>) {
+        self.end();
+        self.state.send_modify(|state| *state = State { epoch, term: Some(Term { until, ended: CancellationToken::new() }) });
+    }
+
+    /// The term goes on until then, under this epoch, which is never lower than before. Without a term nothing happens.
+    pub fn renew(&self, epoch: u64, until: Instant) {
+        self.state.send_modify(|state| {
+            state.epoch = state.epoch.max(epoch);
+            if let Some(term) = &mut state.term {
+                term.until = Some(until);
+            }
+        });
+    }
+
+    /// The term ends: who works in it is told.
+    pub fn end(&self) {
+        self.state.send_modify(|state| {
+            if let Some(term) = state.term.take() {
+                term.ended.cancel();
+            }
+        });
+    }
+
+    /// Whether hosts may be touched now.
+    pub fn holds(&self) -> bool {
+        self.state.borrow().holds(self.clock.now())
+    }
+
+    /// Returns when hosts may be touched: at once, as a rule. Who waits here has lost the lead, and is about to be ended with the term.
+    pub async fn held(&self) {
+        let mut state = self.state.subscribe();
+        // The sender is `self`: this cannot fail.
+        let _ = state.wait_for(|state| state.holds(self.clock.now())).await;
+    }
+
+    /// The term, once there is one: cancelled when it ends.
+    pub async fn term(&self) -> CancellationToken {
+        let mut state = self.state.subscribe();
+        match state.wait_for(|state| state.term.is_some()).await {
+            Ok(state) => state.term.as_ref().map(|term| term.ended.clone()).unwrap_or_default(),
+            Err(_) => CancellationToken::new(),
+        }
+    }
+
+    /// The epoch of the term, or of the last one.
+    pub fn epoch(&self) -> u64 {
+        self.state.borrow().epoch
+    }
+
+    /// A host knows this epoch. If it is above ours, somebody led after us, or epochs went back: see [`Lead::outranked`].
+    pub fn saw(&self, epoch: u64) {
+        let believable = epoch <= self.next_epoch(0).saturating_add(AHEAD);
+        self.highest.send_if_modified(|highest| {
+            let news = believable && epoch > *highest;
+            if news {
+                *highest = epoch;
+            }
+            news && epoch > self.epoch()
+        });
+    }
+
+    /// An epoch above `known`: milliseconds since 1970, so that it is above those of earlier starts as well.
+    pub fn next_epoch(&self, known: u64) -> u64 {
+        u64::try_from(self.clock.wall().as_millisecond()).unwrap_or_default().max(known.saturating_add(1))
+    }
+
+    /// Waits until a host is seen that knows an epoch above ours.
+    pub async fn outranked(&self) {
+        let mut highest = self.highest.subscribe();
+        // The sender is `self`: this cannot fail.
+        let _ = highest.wait_for(|highest| *highest > self.epoch()).await;
+    }
+
+    /// The highest epoch that any host was seen to know.
+    pub fn highest(&self) -> u64 {
+        *self.highest.borrow()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    use futures::FutureExt;
+
+    use super::*;
+
+    /// A clock that stands until it is moved.
+    #[expect(clippy::disallowed_methods, reason = "a test needs some moment")]
+    fn clock() -> (Clock, Arc<Mutex<Instant>>) {
+        let now = Arc::new(Mutex::new(Instant::now()));
+        let read = Arc::clone(&now);
+        (Clock::new(move || *read.lock().unwrap(), || jiff::Timestamp::UNIX_EPOCH), now)
+    }
+
+    #[test]
+    fn a_term_ends_by_the_clock_whoever_has_noticed() {
+        let (clock, now) = clock();
+        let lead = Lead::standby(clock.clone());
+        assert!(!lead.holds() && lead.term().now_or_never().is_none() && lead.held().now_or_never().is_none());
+        lead.begin(7, Some(clock.now() + Duration::from_secs(10)));
+        let term = lead.term().now_or_never().unwrap();
+        assert!(lead.holds() && lead.held().now_or_never().is_some());
+        *now.lock().unwrap() += Duration::from_secs(10);
+        assert!(!lead.holds() && lead.held().now_or_never().is_none(), "nobody has ended it, and it is over");
+        assert!(!term.is_cancelled());
+        lead.end();
+        assert!(term.is_cancelled() && lead.term().now_or_never().is_none());
+    }
+
+    #[test]
+    fn a_renewal_keeps_the_term_and_never_lowers_the_epoch() {
+        let (clock, now) = clock();
+        let lead = Lead::standby(clock.clone());
+        lead.begin(7, Some(clock.now() + Duration::from_secs(10)));
+        let term = lead.term().now_or_never().unwrap();
+        lead.renew(5, clock.now() + Duration::from_secs(20));
+        *now.lock().unwrap() += Duration::from_secs(15);
+        assert!(lead.holds() && !term.is_cancelled() && lead.epoch() == 7);
+        lead.end();
+        lead.renew(9, clock.now() + Duration::from_secs(20));
+        assert!(!lead.holds(), "a term that has ended is not renewed");
+    }
+
+    #[test]
+    fn a_host_that_knows_a_higher_epoch_is_heard_of_and_one_that_does_not_is_not() {
+        let lead = Lead::alone(7, clock().0);
+        lead.saw(7);
+        assert!(lead.outranked().now_or_never().is_none());
+        lead.saw(u64::MAX);
+        assert!(lead.outranked().now_or_never().is_none(), "nobody's epoch is a year ahead");
+        lead.saw(9);
+        lead.saw(8);
+        assert!(lead.outranked().now_or_never().is_some() && lead.highest() == 9);
+        lead.begin(10, None);
+        assert!(lead.outranked().now_or_never().is_none());
+    }
+}

@@ -26,6 +26,7 @@ pub struct Metrics {
     watch_age: IntGauge,
     undecodable: IntCounter,
     leader: IntGauge,
+    braked: IntGauge,
     hosts: Hosts,
     last_watch: Arc<Mutex<Option<Instant>>>,
 }
@@ -64,10 +65,14 @@ impl Metrics {
                 "NixOSHosts seen that could not be decoded; they alone are not managed.",
             )?,
             leader: IntGauge::new("nixos_host_controller_leader", "1 if this replica leads, 0 while it stands by.")?,
+            braked: IntGauge::new(
+                "nixos_host_controller_braked",
+                "1 while the brake of all hosts is set, or it is not known whether it is; 0 otherwise.",
+            )?,
             hosts: Hosts::new()?,
             last_watch: Arc::default(),
         };
-        let all: [Box<dyn Collector>; 12] = [
+        let all: [Box<dyn Collector>; 13] = [
             Box::new(metrics.passes.clone()),
             Box::new(metrics.pass_seconds.clone()),
             Box::new(metrics.stage_seconds.clone()),
@@ -79,6 +84,7 @@ impl Metrics {
             Box::new(metrics.watch_age.clone()),
             Box::new(metrics.undecodable.clone()),
             Box::new(metrics.leader.clone()),
+            Box::new(metrics.braked.clone()),
             Box::new(metrics.hosts.clone()),
             Box::new(build_info()?),
         ];
@@ -130,9 +136,10 @@ impl Metrics {
         }
     }
 
-    /// Whether this replica leads.
-    pub fn leads(&self, leads: bool) {
+    /// Whether this replica leads, and whether the brake of all hosts is set.
+    pub fn governed(&self, leads: bool, braked: bool) {
         self.leader.set(leads.into());
+        self.braked.set(braked.into());
     }
 
     /// A host has this status now.

@@ -22,6 +22,8 @@ pub enum State {
     Failed(Failure, String),
     /// `spec.suspend` is true.
     Suspended,
+    /// Nothing is done for any host, for this reason.
+    Braked(String),
 }
 
 /// What a status is made of.
@@ -56,11 +58,17 @@ impl Report<'_> {
     pub fn status(&self) -> NixOSHostStatus {
         let system = self.system();
         let flake = self.flake(&system);
+        let braked = matches!(self.state, State::Braked(_));
         NixOSHostStatus {
             observed_generation: Some(self.generation),
             conditions: self.conditions(&system),
             revision: self.revision(&system),
-            last_handled_reconcile_at: self.requested_at.map(str::to_owned).or_else(|| self.previous.last_handled_reconcile_at.clone()),
+            // A request that came while the brake was set waits for its release.
+            last_handled_reconcile_at: self
+                .requested_at
+                .filter(|_| !braked)
+                .map(str::to_owned)
+                .or_else(|| self.previous.last_handled_reconcile_at.clone()),
             facts: self.facts(),
             host_key: self.host_key(),
             stages: self.findings.records.as_slice().to_vec(),
@@ -207,6 +215,12 @@ impl Report<'_> {
                 "somebody switched the machine, and onDrift is Report: it is left alone",
             ),
             State::Failed(failure, _) => self.condition(condition::READY, "False", failure.reason, &failure.message),
+            State::Braked(why) => self.condition(
+                condition::READY,
+                "False",
+                Reason::Braked,
+                &format!("{why}; nothing is done, and what is said of the machine is from the last look"),
+            ),
             State::Suspended => self.condition(
                 condition::READY,
                 "False",
@@ -243,7 +257,7 @@ impl Report<'_> {
                 self.condition(condition::REACHABLE, "True", Reason::Answered, "answered over SSH, but see Ready")
             }
             Some(Err(failure)) => self.condition(condition::REACHABLE, "False", failure.reason, &failure.message),
-            None => self.condition(condition::REACHABLE, "Unknown", Reason::NotObserved, "not looked at yet, or suspended"),
+            None => self.condition(condition::REACHABLE, "Unknown", Reason::NotObserved, "not looked at yet, suspended or braked"),
         }
     }
 
@@ -454,6 +468,10 @@ mod tests {
             "Reachable=Unknown NotObserved, Ready=False Suspended, RebootRequired=Unknown NotObserved, UpToDate=Unknown NotObserved"
         ]
         .assert_eq(&all(Findings::default(), State::Suspended));
+        expect_test::expect![
+            "Reachable=Unknown NotObserved, Ready=False Braked, RebootRequired=Unknown NotObserved, UpToDate=Unknown NotObserved"
+        ]
+        .assert_eq(&all(Findings::default(), State::Braked("bad kernel".into())));
     }
 
     #[test]

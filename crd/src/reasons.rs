@@ -78,6 +78,7 @@ reasons! {
     Verifying Normal "The new system is being verified over a new connection." "Wait."
     Committing Normal "The new system is being made the boot default." "Wait."
     Suspended Normal "spec.suspend is true: nothing is done." "Set spec.suspend to false."
+    Braked Normal "The brake of all hosts is set, or whether it is cannot be known: nothing is done; the message names the ConfigMap." "Set the key stopped of that ConfigMap to false, or delete it."
     Terminating Normal "The resource is being deleted: work in flight ends, GC roots are dropped, the machine stays as it is." "Wait."
     Drift Normal "The machine runs something that this resource did not land: a person switched it." "With onDrift: Correct nothing; with Report switch the machine back or change the flake."
     NoDrift Normal "The machine runs what was last committed." "Nothing."

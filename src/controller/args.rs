@@ -76,6 +76,10 @@ pub struct Args {
     #[arg(long, env = "NHC_LEASE_DURATION", default_value_t = 15, value_parser = clap::value_parser!(u64).range(3..=300))]
     pub lease_duration: u64,
 
+    /// The ConfigMap, in the controller's own namespace, that stops all hosts while its key `stopped` is "true". Wants get of it; empty for none.
+    #[arg(long, env = "NHC_BRAKE_CONFIGMAP", default_value = "nixos-host-controller-brake")]
+    pub brake_configmap: String,
+
     /// What is logged: trace, debug, info, warn or error, also by module, as in `info,nixos_host_controller=debug`.
     #[arg(long, env = "NHC_LOG", default_value = "info")]
     pub log: String,

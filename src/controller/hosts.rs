@@ -78,6 +78,14 @@ impl Hosts {
         }
     }
 
+    /// Cancels all passes and wakes all tasks: something changed that matters to every host.
+    pub(super) fn rouse(&self) {
+        for entry in self.lock().values() {
+            entry.pass.cancel();
+            entry.wake.notify_one();
+        }
+    }
+
     /// Begins a pass: the newest object, and a child of `parent` that a change will cancel.
     pub(super) fn begin(&self, key: &Key, parent: &CancellationToken) -> Option<(Arc<NixOSHost>, CancellationToken)> {
         let mut hosts = self.lock();

@@ -3,6 +3,7 @@
 //! Nothing else names `kube`, reads a clock or writes a status.
 
 pub mod args;
+mod brake;
 pub mod clients;
 mod clocks;
 mod election;
@@ -31,6 +32,7 @@ use tracing::Instrument;
 use crate::metrics::Metrics;
 use crate::world::{Lead, Limits, Real, World, nix};
 use args::Args;
+use brake::Brake;
 use clients::{Clients, WATCH_SECONDS};
 use election::Elector;
 use events::Events;
@@ -47,6 +49,9 @@ const RESOLVE_WITHIN: Duration = Duration::from_secs(300);
 /// What passes may take to end after SIGTERM. A landing that lasts longer goes on without us: the next controller attaches to it, or the host goes back.
 const SHUTDOWN_WITHIN: Duration = Duration::from_secs(25);
 
+/// Before what the brake says is known, hosts are left without a word for so long.
+const BRAKE_WITHIN: Duration = Duration::from_secs(10);
+
 /// What passes share.
 pub struct Controller {
     args: Args,
@@ -54,6 +59,7 @@ pub struct Controller {
     events: Events,
     world: World,
     hosts: Arc<Hosts>,
+    brake: Brake,
 }
 
 /// Why the controller did not start.
@@ -86,6 +92,7 @@ pub async fn run(args: Args) -> Result<(), RunError> {
     let controller = Arc::new(controller(args, clients, world));
     let (ready, readiness) = watch::channel(false);
     serve_all(&controller, readiness).await?;
+    tokio::spawn(controller.brake.clone().run());
     let (stop, resign) = (CancellationToken::new(), CancellationToken::new());
     let elector = elector(&controller).map(|elector| tokio::spawn(elector.run(resign.clone())));
     let running = run_hosts(Arc::clone(&controller), ready, stop.clone());
@@ -109,7 +116,9 @@ pub async fn run(args: Args) -> Result<(), RunError> {
 
 fn controller(args: Args, clients: Clients, world: World) -> Controller {
     let (events, hosts) = (Events::start(clients.requests.clone(), world.clock.clone()), Arc::<Hosts>::default());
-    Controller { args, clients, events, world, hosts }
+    let configmap = (clients.namespace.as_str(), args.brake_configmap.as_str());
+    let brake = Brake::new(clients.requests.clone(), configmap, Arc::clone(&hosts), events.clone(), world.lead.clone());
+    Controller { args, clients, events, world, hosts, brake }
 }
 
 /// Who takes part in the election for us, if there is one.
@@ -154,6 +163,8 @@ async fn run_hosts(controller: Arc<Controller>, ready: watch::Sender<bool>, stop
     };
     let (tasks, mut new) = mpsc::unbounded_channel();
     let pump = tokio::spawn(pump::run(api, Arc::clone(&controller.hosts), tasks, controller.world.metrics.clone(), ready));
+    let brake = tokio::time::timeout(BRAKE_WITHIN, controller.brake.known());
+    let _ = stop.run_until_cancelled(brake).await;
     let mut running = JoinSet::new();
     loop {
         tokio::select! {
@@ -274,7 +285,7 @@ async fn serve_all(controller: &Arc<Controller>, ready: watch::Receiver<bool>) -
                 return (StatusCode::NOT_FOUND, "there is only /metrics here\n".into());
             }
             let running = world.effects.running();
-            world.metrics.leads(world.lead.holds());
+            world.metrics.governed(world.lead.holds(), controller.brake.stops().is_some());
             world.metrics.in_flight(running.evaluations, running.builds, running.processes);
             world
                 .metrics

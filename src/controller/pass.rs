@@ -50,10 +50,12 @@ pub(super) async fn run(
     }
     let writer = Writer::new(api, object, stored.clone(), controller.world.lead.clone());
     let before = stored.status.clone();
-    let reporter = StatusReporter::new(context(controller, object, &before), writer.clone());
+    let reporter = StatusReporter::new(context(controller, object, &before), writer.clone(), controller.brake.clone());
     let mut findings = findings(&before);
     let state = if object.spec.suspend == Some(true) {
         Ok(State::Suspended)
+    } else if let Some(why) = controller.brake.stops() {
+        Ok(State::Braked(why))
     } else {
         work(controller, object, &before, &reporter, &mut findings, cancel).await?
     };
@@ -163,7 +165,7 @@ fn next(world: &World, object: &NixOSHost, state: &Result<State, ()>, findings: 
     let jitter = |time: Duration| Next::After(world.jitter(time, 0.1));
     match state {
         Err(()) => Next::Now,
-        Ok(State::Suspended) => Next::Wait,
+        Ok(State::Suspended | State::Braked(_)) => Next::Wait,
         Ok(State::Failed(failure, _)) if failure.reason.class() != Class::Rejected => {
             jitter(backoff(findings).min(interval.max(Duration::from_secs(60))))
         }

@@ -7,6 +7,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::brake::Brake;
+use super::clients::said;
 use super::status::{Make, WriteError, Writer, write_progress};
 use crate::clock::Clock;
 use crate::pipeline::{Findings, Reporter};
@@ -52,6 +54,7 @@ impl Context {
 pub(super) struct StatusReporter {
     context: Context,
     writer: Writer,
+    brake: Brake,
     newest: watch::Sender<Option<Arc<Make>>>,
     progress: JoinHandle<()>,
     stop: CancellationToken,
@@ -59,11 +62,11 @@ pub(super) struct StatusReporter {
 
 impl StatusReporter {
     /// A reporter that has said nothing yet.
-    pub(super) fn new(context: Context, writer: Writer) -> Self {
+    pub(super) fn new(context: Context, writer: Writer, brake: Brake) -> Self {
         let (newest, receiver) = watch::channel(None);
         let stop = CancellationToken::new();
         let progress = tokio::spawn(write_progress(writer.clone(), receiver, stop.clone()));
-        Self { context, writer, newest, progress, stop }
+        Self { context, writer, brake, newest, progress, stop }
     }
 
     /// Says how the pass ended, whatever progress was not shown yet.
@@ -88,13 +91,14 @@ impl Reporter for StatusReporter {
     }
 
     async fn intend(&self, findings: &Findings) -> Result<(), Failure> {
+        let nothing = |because: String| Failure::new(Reason::InternalError, format!("nothing was begun on the machine, because {because}"));
+        // If it is set it cancels this pass, as all others.
+        self.brake.look().await.map_err(|error| nothing(format!("whether the brake is set could not be read: {}", said(&error))))?;
+        if self.brake.stops().is_some() {
+            return Ok(());
+        }
         let state = State::Doing(Reason::Activating, "about to activate".into());
         let written = self.writer.write(|stored| self.context.status(stored, findings, state)).await;
-        written.map(|_| ()).map_err(|error| {
-            Failure::new(
-                Reason::InternalError,
-                format!("nothing was begun on the machine, because it could not be written down first: {}", chain(&error)),
-            )
-        })
+        written.map(|_| ()).map_err(|error| nothing(format!("it could not be written down first: {}", chain(&error))))
     }
 }

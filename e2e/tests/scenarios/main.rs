@@ -12,6 +12,7 @@
 #![allow(clippy::needless_pass_by_value, reason = "json!(…) at the place of use reads better than &json!(…)")]
 
 mod api;
+mod brake;
 mod cancel;
 mod cases;
 mod crashes;

@@ -72,7 +72,7 @@ impl Metrics {
             hosts: Hosts::new()?,
             last_watch: Arc::default(),
         };
-        let all: [Box<dyn Collector>; 13] = [
+        let all: [Box<dyn Collector>; 14] = [
             Box::new(metrics.passes.clone()),
             Box::new(metrics.pass_seconds.clone()),
             Box::new(metrics.stage_seconds.clone()),

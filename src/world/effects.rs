@@ -59,6 +59,18 @@ impl Link {
         self.connection.push(closure, options, progress, cancel).await
     }
 
+    /// Asks a port whether it accepts connections, from the host.
+    pub async fn tcp(&self, endpoint: &Endpoint, within: Duration) -> Result<(), ProbeError> {
+        self.allowed().await;
+        self.connection.tcp(endpoint, within).await
+    }
+
+    /// Asks a port over HTTP, from the host.
+    pub async fn get(&self, endpoint: &Endpoint, request: &Get, within: Duration, wanted: Wanted<'_>) -> Result<Answer, ProbeError> {
+        self.allowed().await;
+        self.connection.get(endpoint, request, within, wanted).await
+    }
+
     async fn allowed(&self) {
         if let Some(lead) = &self.lead {
             lead.held().await;
@@ -271,6 +283,14 @@ mod tests {
             _: &'a copy::Progress,
             _: &'a CancellationToken,
         ) -> BoxFuture<'a, Result<Copied, CopyError>> {
+            panic!("not asked here")
+        }
+
+        fn tcp<'a>(&'a self, _: &'a Endpoint, _: Duration) -> BoxFuture<'a, Result<(), ProbeError>> {
+            panic!("not asked here")
+        }
+
+        fn get<'a>(&'a self, _: &'a Endpoint, _: &'a Get, _: Duration, _: Wanted<'a>) -> BoxFuture<'a, Result<Answer, ProbeError>> {
             panic!("not asked here")
         }
     }

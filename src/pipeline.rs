@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures::future::maybe_done;
-use nixos_host_api::{DriftPolicy, Mode, Outcome, Reason};
+use nixos_host_api::{DriftPolicy, FollowedFlake, Mode, Outcome, Reason};
 use tokio_util::sync::CancellationToken;
 
 use crate::landing::HostStatus;
@@ -30,6 +30,8 @@ pub struct Findings {
     pub records: Records,
     /// The system that was last landed, or found landed.
     pub landed: Option<StorePath>,
+    /// Where the reference that is followed led when it was last landed.
+    pub followed: Option<FollowedFlake>,
     /// Landings that ended in this pass.
     pub ended: Vec<Ended>,
     /// The host key that was taken on trust.
@@ -139,7 +141,7 @@ const SILENT: Duration = Duration::from_secs(2);
 /// Looks at the host and at the flake, at the same time.
 async fn look<R: Reporter>(pass: &Pass<'_, R>) -> Result<(Result<Observed, Failure>, Result<LockedFlake, Stop>), Stop> {
     let mut host = pin!(maybe_done(observe(pass.world, pass.wish)));
-    let mut flake = pin!(maybe_done(resolve::locked(pass.world, pass.wish, pass.retry, pass.cancel)));
+    let mut flake = pin!(maybe_done(resolve::locked(pass)));
     if tokio::time::timeout(SILENT, async { futures::join!(host.as_mut(), flake.as_mut()) }).await.is_err() && pass.new {
         let (stage, message) = match flake.as_mut().output_mut() {
             None => (resolve::Resolve::DOING, format!("asking for the revision of {}", pass.wish.flake)),
@@ -225,11 +227,20 @@ impl<R: Reporter> Pass<'_, R> {
         result
     }
 
+    /// Takes note that the wanted system is landed.
+    pub fn landed(&mut self, toplevel: StorePath) {
+        self.findings.landed = Some(toplevel);
+        self.findings.followed = self.wish.follows().zip(self.findings.locked.as_ref()).map(|(reference, locked)| FollowedFlake {
+            reference,
+            rev: locked.rev.clone(),
+            last_modified: locked.last_modified,
+        });
+    }
+
     /// The verdict, if the host needs nothing.
     fn settled(&mut self, evaluated: &Evaluated) -> Option<Verdict> {
         let host = self.host()?.clone();
         let unfinished = host.landing.as_ref().is_some_and(|landing| landing.active);
-        let record = self.findings.records.get(commit::Commit::NAME);
         if unfinished {
             return None;
         }
@@ -238,8 +249,9 @@ impl<R: Reporter> Pass<'_, R> {
         }
         let verdict = verdict(&host, &evaluated.out, self.wish, self.findings.landed.as_ref())?;
         if verdict != Verdict::Drift {
-            self.findings.landed = Some(evaluated.out.clone());
+            self.landed(evaluated.out.clone());
         }
+        let record = self.findings.records.get(commit::Commit::NAME);
         let note = record.filter(|record| record.outcome == Outcome::Succeeded).and_then(|record| record.message.clone());
         Some(match verdict {
             Verdict::UpToDate(_) => Verdict::UpToDate(note.unwrap_or_default()),

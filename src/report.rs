@@ -124,7 +124,7 @@ impl Report<'_> {
             () if runs_before => before.applied,
             () => None,
         };
-        FlakeStatus { attempted, applied }
+        FlakeStatus { attempted, applied, followed: self.findings.followed.clone() }
     }
 
     /// What runs, for people: also while it is on probation.

@@ -6,12 +6,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nixos_host_api::{DriftPolicy, FailedUnitsPolicy, HostKeyPolicy as Policy, Mode, NixOSHostSpec, Reason, RebootPolicy};
+use nixos_host_api::{DriftPolicy, FailedUnitsPolicy, FollowedFlake, HostKeyPolicy as Policy, Mode, NixOSHostSpec, Reason, RebootPolicy};
 use serde::Serialize;
 
 use crate::nix::FlakeRef;
+use crate::nix::flake_ref::{Follow, Source};
 use crate::stage::{Failure, chain};
-use crate::world::nix::Credentials;
+use crate::world::nix::{Credentials, Demands, Landed, Signers, SignersError};
 use crate::world::ssh::{HostKey, HostKeyPolicy, PrivateKey, Target};
 
 pub use checks::{HealthCheck, Question};
@@ -43,6 +44,10 @@ pub struct Wish {
     pub attribute: String,
     /// For the flake and its inputs.
     pub credentials: Option<Arc<Credentials>>,
+    /// By whom the commit must be signed.
+    pub signers: Option<Arc<Signers>>,
+    /// Whether what is followed may lead back.
+    pub allow_downgrade: bool,
     /// The machine.
     pub target: Target,
     /// For the whole build.
@@ -99,6 +104,7 @@ impl Wish {
         spec: &NixOSHostSpec,
         ssh_key: Secret<'_>,
         credentials: Option<Secret<'_>>,
+        gpg_keys: Option<Secret<'_>>,
         recorded: Option<&str>,
         local_flakes: bool,
     ) -> Result<Self, Failure> {
@@ -119,11 +125,25 @@ impl Wish {
             on_drift: spec.on_drift.unwrap_or_default(),
             target: target(spec, ssh_key, recorded)?,
             credentials: credentials.map(|secret| credentials_of(spec, secret)).transpose()?,
+            signers: signers(spec, &flake, gpg_keys)?,
+            allow_downgrade: spec.flake.allow_downgrade.unwrap_or(false),
             id,
             flake,
             attribute,
             activation,
         })
+    }
+
+    /// The reference that is followed; `None` for a pinned revision.
+    pub fn follows(&self) -> Option<String> {
+        (!matches!(self.flake.follow(), Follow::Rev(_))).then(|| self.flake.to_string())
+    }
+
+    /// What a revision has to prove. `landed` is where the reference that was followed then led when it was last landed.
+    pub fn demands(&self, landed: Option<&FollowedFlake>) -> Demands {
+        let same = landed.filter(|landed| !self.allow_downgrade && self.follows().as_ref() == Some(&landed.reference));
+        let not_behind = same.map(|landed| Landed { rev: landed.rev.clone(), last_modified: landed.last_modified });
+        Demands { not_behind, signers: self.signers.clone() }
     }
 }
 
@@ -200,8 +220,75 @@ fn credentials_of(spec: &NixOSHostSpec, secret: Secret<'_>) -> Result<Arc<Creden
     Ok(Arc::new(parsed))
 }
 
+fn signers(spec: &NixOSHostSpec, flake: &FlakeRef, gpg_keys: Option<Secret<'_>>) -> Result<Option<Arc<Signers>>, Failure> {
+    let Some(verify) = &spec.flake.verify else { return Ok(None) };
+    if !matches!(flake.source(), Source::Git { .. }) {
+        return Err(invalid("flake.verify", &spec.flake.url, "is not fetched by git itself, so no signature would cover what is landed"));
+    }
+    let secret = verify.gpg_keys_ref.as_ref().map(|reference| reference.name.as_str()).unwrap_or_default();
+    let gpg_keys = match gpg_keys {
+        None => SecretData::new(),
+        Some(data) => data.as_ref().map_err(Clone::clone)?.clone(),
+    };
+    let signers = Signers::parse(&verify.ssh_keys, &gpg_keys).map_err(|error| match error {
+        SignersError::Ssh { .. } => Failure::new(Reason::InvalidSpec, format!("spec.flake.verify.sshKeys: {error}")),
+        SignersError::Gpg { .. } => {
+            Failure::new(Reason::SecretInvalid, format!("spec.flake.verify.gpgKeysRef: Secret {secret:?}: {error}"))
+        }
+    })?;
+    Ok(Some(Arc::new(signers)))
+}
+
 /// The keys of a Secret, for a message; never their values.
 fn listed(data: &SecretData) -> String {
     let keys: Vec<&str> = data.keys().take(10).map(String::as_str).collect();
     if keys.is_empty() { "none".into() } else { keys.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wish(flake: &serde_json::Value) -> Wish {
+        let spec = serde_json::json!({
+            "flake": flake, "connection": {"addresses": ["h"], "sshKeyRef": {"name": "k"}, "hostKeyPolicy": "TrustOnFirstUse"},
+        });
+        let key = russh::keys::PrivateKey::random(&mut rand::rng(), russh::keys::Algorithm::Ed25519).unwrap();
+        let key = key.to_openssh(russh::keys::ssh_key::LineEnding::LF).unwrap().as_bytes().to_vec();
+        let id = HostId { namespace: "n".into(), name: "web".into(), uid: "u".into(), created: 0 };
+        Wish::new(id, &serde_json::from_value(spec).unwrap(), &Ok(SecretData::from([(SSH_KEY.into(), key)])), None, None, None, false)
+            .unwrap()
+    }
+
+    #[test]
+    fn a_reference_does_not_lead_behind_what_was_landed_and_another_one_starts_anew() {
+        let main = serde_json::json!({"url": "git+https://h/x", "ref": "main"});
+        let landed = FollowedFlake { reference: wish(&main).follows().unwrap(), rev: Some("a".into()), last_modified: 7 };
+        let demanded = |flake: serde_json::Value| wish(&flake).demands(Some(&landed)).not_behind;
+        assert_eq!(demanded(main), Some(Landed { rev: Some("a".into()), last_modified: 7 }));
+        for another in [
+            serde_json::json!({"url": "git+https://h/x", "ref": "main", "allowDowngrade": true}),
+            serde_json::json!({"url": "git+https://h/x", "ref": "next"}),
+            serde_json::json!({"url": "git+https://h/x"}),
+            serde_json::json!({"url": "git+https://h/y", "ref": "main"}),
+            serde_json::json!({"url": "git+https://h/x?dir=y", "ref": "main"}),
+            serde_json::json!({"url": "git+https://h/x", "rev": "0123456789012345678901234567890123456789"}),
+        ] {
+            assert_eq!(demanded(another.clone()), None, "{another}");
+        }
+    }
+
+    #[test]
+    fn only_what_git_itself_fetches_can_be_verified() {
+        let verify = serde_json::json!({"sshKeys": ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFjvVUvVfEGyNj2xO6J9T5W4fYtI2xGqV0cZkQz2qjXh"]});
+        assert!(wish(&serde_json::json!({"url": "git+https://h/x", "verify": verify})).demands(None).signers.is_some());
+        for url in ["github:a/b", "https://h/x.tar.gz"] {
+            let spec =
+                serde_json::json!({"flake": {"url": url, "verify": verify}, "connection": {"addresses": [], "sshKeyRef": {"name": "k"}}});
+            let spec: NixOSHostSpec = serde_json::from_value(spec).unwrap();
+            let flake = FlakeRef::new(url, None, None, false).unwrap();
+            let failure = signers(&spec, &flake, None).unwrap_err();
+            assert!(failure.reason == Reason::InvalidSpec && failure.message.contains(url), "{failure}");
+        }
+    }
 }

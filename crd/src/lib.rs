@@ -13,9 +13,11 @@ pub use health::{CheckFailurePolicy, CheckFrom, HealthCheck, HttpCheck, HttpSche
 pub use reasons::{Class, Reason, condition};
 pub use spec::{
     Activation, Build, Connection, Copy, DriftPolicy, FailedUnitsPolicy, Flake, HostKeyPolicy, LocalRef, Mode, NixOSHost, NixOSHostSpec,
-    RebootPolicy,
+    RebootPolicy, Verify,
 };
-pub use status::{AppliedFlake, Facts, FlakeStatus, HistoryEntry, LandingRef, NixOSHostStatus, Outcome, StageRecord, SystemStatus};
+pub use status::{
+    AppliedFlake, Facts, FlakeStatus, FollowedFlake, HistoryEntry, LandingRef, NixOSHostStatus, Outcome, StageRecord, SystemStatus,
+};
 
 /// The API group.
 pub const GROUP: &str = "nixoshost.dev";

@@ -103,6 +103,8 @@ reasons! {
     RepositoryNotFound NeedsPerson "There is no such repository, or no access to it: hosting services answer alike." "Correct spec.flake.url or the credentials."
     CredentialsRefused NeedsPerson "The repository refused the credentials, or wants some." "Correct the Secret of spec.flake.credentialsRef."
     RepositoryHostKey NeedsPerson "The git server's host key is not in the Secret's known_hosts." "Compare the key, then correct known_hosts."
+    DowngradeRefused Rejected "What spec.flake follows was moved back or rewritten: it leads to a revision that does not descend from the one last landed." "Push a commit that descends from it (`git revert`), pin the older one with spec.flake.rev, or set spec.flake.allowDowngrade."
+    SignatureRefused Rejected "The commit is not signed, or by none of the keys of spec.flake.verify; nothing of it was read." "Sign it with one of those keys, or correct spec.flake.verify."
     NotAFlake NeedsPerson "There is no flake.nix at that place of the repository." "Correct the url, or its ?dir=."
     LockFileOutOfDate NeedsPerson "flake.lock does not fit flake.nix, and the controller never changes it." "Run `nix flake lock` and commit."
     ResolveFailed Transient "Nix could not fetch or lock the flake." "See the message."

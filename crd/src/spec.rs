@@ -81,6 +81,7 @@ pub struct NixOSHostSpec {
 #[derive(KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = kube::core::Rule::new("!(has(self.rev) && has(self.ref))").message("at most one of rev and ref: rev pins a revision, ref follows a branch or tag"))]
+#[x_kube(validation = kube::core::Rule::new("!has(self.verify) || self.url.startsWith('git+')").message("verify: only commits that git itself fetches can be verified, so url must start with git+ssh:// or git+https://"))]
 pub struct Flake {
     /// A flake reference: git+ssh://, git+https://, github:OWNER/REPO, gitlab:, sourcehut:, an https:// tarball; path: and git+file:// if the controller allows local flakes.
     /// `?dir=` names a folder inside the repository.
@@ -105,6 +106,31 @@ pub struct Flake {
     /// A Secret in the same namespace with credentials for the flake and its private inputs: `ssh-privatekey` with `known_hosts`, `netrc`, `access-tokens` (lines of `host=token`), any of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials_ref: Option<LocalRef>,
+
+    /// Whose signature a commit needs before anything of it is read. Without it: nobody's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify: Option<Verify>,
+
+    /// Follows a branch also where it was moved back or rewritten: to a commit that does not descend from the one last landed, to an older archive. Default: false.
+    /// A change of url, ref or rev is obeyed either way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow_downgrade: Option<bool>,
+}
+
+/// Whose signature a commit needs: one good signature by any of the keys.
+#[derive(KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = kube::core::Rule::new("(has(self.sshKeys) && size(self.sshKeys) > 0) || has(self.gpgKeysRef)").message("verify: name at least one key, in sshKeys or by gpgKeysRef"))]
+pub struct Verify {
+    /// SSH public keys, as in ~/.ssh/id_ed25519.pub: for commits signed with `gpg.format = ssh`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 2048), regex(pattern = r"^(sk-)?(ssh|ecdsa)-[a-z0-9@.-]+ AAAA")))]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Atomic)]
+    pub ssh_keys: Vec<String>,
+
+    /// A Secret in the same namespace each of whose keys is an OpenPGP public key, as `gpg --armor --export` prints it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpg_keys_ref: Option<LocalRef>,
 }
 
 /// The name of an object in the same namespace.

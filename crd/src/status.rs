@@ -73,6 +73,28 @@ pub struct FlakeStatus {
     /// What the machine runs, read back from it; absent when it runs something that this resource did not land.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub applied: Option<AppliedFlake>,
+
+    /// Where the reference led that spec.flake follows, when it was last landed: it does not lead behind that unless allowDowngrade is true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub followed: Option<FollowedFlake>,
+}
+
+/// Where a reference that is followed led.
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct FollowedFlake {
+    /// The reference, with the branch or tag: another one starts anew.
+    #[schemars(length(max = 2048))]
+    pub reference: String,
+
+    /// The revision; a tarball or directory has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub rev: Option<String>,
+
+    /// When it was last modified, in seconds since 1970.
+    #[schemars(range(min = -9_007_199_254_740_991_i64, max = 9_007_199_254_740_991_i64))]
+    pub last_modified: i64,
 }
 
 /// One exact source tree.

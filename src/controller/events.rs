@@ -192,7 +192,7 @@ mod tests {
             time: Time(jiff::Timestamp::UNIX_EPOCH),
         };
         NixOSHostStatus {
-            flake: Some(FlakeStatus { attempted: Some(flake), applied: None }),
+            flake: Some(FlakeStatus { attempted: Some(flake), ..FlakeStatus::default() }),
             conditions: conditions.iter().map(|(kind, status, reason)| condition(kind, status, reason)).collect(),
             history: landings.iter().map(entry).collect(),
             ..NixOSHostStatus::default()

@@ -102,6 +102,7 @@ fn findings(before: &nixos_host_api::NixOSHostStatus) -> Findings {
     Findings {
         records: Records::new(before.stages.clone()),
         landed: before.system.as_ref().and_then(|system| system.landed.as_ref()?.parse().ok()),
+        followed: before.flake.as_ref().and_then(|flake| flake.followed.clone()),
         ..Findings::default()
     }
 }
@@ -193,7 +194,12 @@ async fn wish(
         Some(reference) => Some(secret(controller, &id.namespace, "flake.credentialsRef", &reference.name).await?),
         None => None,
     };
-    Ok(Wish::new(id, &object.spec, &ssh_key, credentials.as_ref(), before.host_key.as_deref(), controller.args.allow_local_flakes))
+    let gpg_keys = match object.spec.flake.verify.as_ref().and_then(|verify| verify.gpg_keys_ref.as_ref()) {
+        Some(reference) => Some(secret(controller, &id.namespace, "flake.verify.gpgKeysRef", &reference.name).await?),
+        None => None,
+    };
+    let (recorded, local) = (before.host_key.as_deref(), controller.args.allow_local_flakes);
+    Ok(Wish::new(id, &object.spec, &ssh_key, credentials.as_ref(), gpg_keys.as_ref(), recorded, local))
 }
 
 /// The content of a Secret, by a single get: Secrets are never cached. `Err` if the API server does not say: that is no fault of the resource.

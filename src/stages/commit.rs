@@ -42,7 +42,7 @@ pub async fn run<R: Reporter>(pass: &mut Pass<'_, R>, verified: Verified) -> Res
         pass.findings.ended.extend(order::ended(pass.wish, &landing, result.as_ref().err().cloned()));
     }
     let host = pass.ended(&stage, result.map_err(Stop::Failed), |_| note.clone())?;
-    pass.findings.landed = Some(toplevel.clone());
+    pass.landed(toplevel.clone());
     Ok(if host.current.as_ref() == Some(&toplevel) { Verdict::UpToDate(note) } else { Verdict::RebootPending })
 }
 

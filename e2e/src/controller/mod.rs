@@ -52,6 +52,14 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// As in production: no local flakes, so that evaluations are confined by Landlock. Programs are not counted then, for the wrappers that count
+    /// lead to files that a confined process may not execute.
+    pub fn confined() -> Self {
+        Self { allow_local_flakes: false, count_executions: false, ..Self::default() }
+    }
+}
+
 /// A controller: started, killed and started again on the same data directory.
 pub struct Controller {
     directory: PathBuf,

@@ -34,6 +34,12 @@ fn refusals() -> Vec<(Value, &'static str)> {
         (json!({"spec": {"flake": {"rev": rev, "ref": "main"}}}), "at most one of rev and ref"),
         (json!({"spec": {"flake": {"rev": "main"}}}), "spec.flake.rev in body should match"),
         (json!({"spec": {"flake": {"url": null}}}), "spec.flake.url: Required value"),
+        (json!({"spec": {"flake": {"verify": {}}}}), "name at least one key, in sshKeys or by gpgKeysRef"),
+        (
+            json!({"spec": {"flake": {"verify": {"sshKeys": ["ssh-ed25519 AAAAx"]}}}}),
+            "only commits that git itself fetches can be verified",
+        ),
+        (json!({"spec": {"flake": {"verify": {"sshKeys": ["* ssh-ed25519 AAAAx"]}}}}), "spec.flake.verify.sshKeys[0] in body should match"),
         (json!({"spec": {"interval": "1s"}}), "interval: from 5s to 24h"),
         (json!({"spec": {"interval": "48h"}}), "interval: from 5s to 24h"),
         (json!({"spec": {"interval": "soon"}}), "spec.interval in body should match"),

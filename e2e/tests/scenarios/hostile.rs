@@ -11,7 +11,7 @@ use crate::cases::nowhere;
 use crate::{SOON, message};
 
 /// The fields that are strings, as JSON pointers; `%` in what stands behind it is where the hostile string goes.
-const FIELDS: [(&str, &str); 24] = [
+const FIELDS: [(&str, &str); 27] = [
     ("/metadata/name", "%"),
     ("/metadata/annotations/reconcile.fluxcd.io~1requestedAt", "%"),
     ("/spec/flake/url", "%"),
@@ -24,6 +24,9 @@ const FIELDS: [(&str, &str); 24] = [
     ("/spec/flake/ref", "%"),
     ("/spec/flake/attribute", "%"),
     ("/spec/flake/credentialsRef/name", "%"),
+    ("/spec/flake/verify/sshKeys/0", "%"),
+    ("/spec/flake/verify/sshKeys/0", "ssh-ed25519 AAAA%"),
+    ("/spec/flake/verify/gpgKeysRef/name", "%"),
     ("/spec/connection/addresses/0", "%"),
     ("/spec/connection/user", "%"),
     ("/spec/connection/sshKeyRef/name", "%"),
@@ -102,6 +105,12 @@ fn hostile(scenario: &Scenario, canary: &str) -> Vec<Value> {
             }
             if *pointer == "/spec/flake/credentialsRef/name" {
                 merge(&mut item, &json!({"spec": {"flake": {"credentialsRef": {"name": "x"}}}}));
+            }
+            if pointer.starts_with("/spec/flake/verify/sshKeys") {
+                merge(&mut item, &json!({"spec": {"flake": {"verify": {"sshKeys": ["x"]}}}}));
+            }
+            if pointer.starts_with("/spec/flake/verify/gpgKeysRef") {
+                merge(&mut item, &json!({"spec": {"flake": {"verify": {"gpgKeysRef": {"name": "x"}}}}}));
             }
             *item.pointer_mut(pointer).unwrap_or_else(|| panic!("there is no {pointer}")) = around.replace('%', string).into();
             items.push(item);

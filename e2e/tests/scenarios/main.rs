@@ -30,6 +30,7 @@ mod reboot;
 mod rejection;
 mod secrets;
 mod sharing;
+mod trust;
 
 use std::time::Duration;
 

@@ -142,7 +142,7 @@ impl Place {
         self.dir.path()
     }
 
-    fn home(&self) -> PathBuf {
+    pub(super) fn home(&self) -> PathBuf {
         self.dir.path().join("home")
     }
 
@@ -160,7 +160,7 @@ impl Driver {
             return Err(StartError::DataDirName { path: dir.clone() });
         }
         let salt = prepare(dir).map_err(|source| StartError::DataDir { path: dir.clone(), source })?;
-        let tools = Tools::find(&processes, ours).await?;
+        let tools = Tools::probe(&processes, ours).await?;
         let at_once = (config.evaluate_memory / EVALUATION).clamp(1, u64::try_from(config.evaluations).unwrap_or(1).max(1));
         Ok(Self {
             evaluating: Fair::new(usize::try_from(at_once).unwrap_or(1)),

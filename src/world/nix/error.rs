@@ -49,6 +49,26 @@ pub enum ResolveError {
         /// What ssh said.
         message: String,
     },
+    /// What is followed leads behind what was landed.
+    #[error(
+        "it led to {landed} and now leads to {found}, which {problem}: the branch was moved back or rewritten; set spec.flake.allowDowngrade to follow it there, or pin it with spec.flake.rev"
+    )]
+    Downgrade {
+        /// What was landed.
+        landed: String,
+        /// What is there now.
+        found: String,
+        /// How it is known to go back.
+        problem: &'static str,
+    },
+    /// The revision is not signed by anybody who may.
+    #[error("the commit {rev} {problem}; spec.flake.verify wants the signature of one of its keys")]
+    Signature {
+        /// The commit.
+        rev: String,
+        /// What is wrong with its signature.
+        problem: String,
+    },
     /// The source has no `flake.nix` where one was expected.
     #[error("the source has no flake.nix there: {message}")]
     NotAFlake {

@@ -102,7 +102,12 @@ fn locked(request: &Resolve, reference: &str, rev: Option<&str>, found: Metadata
 }
 
 /// Runs a process that ends by itself, within the time that resolving may take; otherwise it is an error.
-async fn run(driver: &Driver, command: Command, deed: &'static str, cancel: &CancellationToken) -> Result<Finished, ResolveError> {
+pub(super) async fn run(
+    driver: &Driver,
+    command: Command,
+    deed: &'static str,
+    cancel: &CancellationToken,
+) -> Result<Finished, ResolveError> {
     let time = driver.config.resolve_timeout;
     let finished =
         driver.processes.run(Command { time, ..command }, |_| (), cancel).await.map_err(|e| ResolveError::Process(Arc::new(e)))?;
@@ -129,7 +134,7 @@ fn exact(source: &Source, reference: &str, nar_hash: &str) -> String {
 }
 
 /// The host of a flake with its port, if it has one.
-fn authority(flake: &FlakeRef) -> Option<String> {
+pub(super) fn authority(flake: &FlakeRef) -> Option<String> {
     let url = match flake.source() {
         Source::Git { url } | Source::Tarball { url } => url.clone(),
         Source::Forge { .. } => flake.git_url()?,
@@ -140,7 +145,7 @@ fn authority(flake: &FlakeRef) -> Option<String> {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn no_place(error: io::Error) -> ResolveError {
+pub(super) fn no_place(error: io::Error) -> ResolveError {
     ResolveError::Other { message: format!("cannot prepare a place for the process: {error}") }
 }
 

@@ -8,6 +8,7 @@
 //! under Landlock, within a deadline and a memory budget; builds get no credential at all.
 
 mod access;
+mod admit;
 mod agent;
 mod batch;
 mod build;
@@ -21,6 +22,7 @@ mod fetch;
 mod flight;
 mod gather;
 mod heard;
+mod history;
 mod lock;
 mod log;
 mod look;
@@ -33,6 +35,7 @@ mod progress;
 mod realise;
 mod resolve;
 mod roots;
+mod signers;
 mod store;
 mod tools;
 
@@ -47,6 +50,7 @@ use crate::clock::Clock;
 use crate::nix::{DrvPath, FlakeRef, LockedFlake, StorePath};
 use crate::world::exec::{Count, Processes};
 
+pub use admit::{Demands, Landed};
 pub use counters::Counters;
 pub use credentials::{Credentials, CredentialsError};
 pub use driver::StartError;
@@ -54,6 +58,7 @@ pub use error::{BuildError, EvaluateError, ResolveError};
 pub use evaluate::Evaluated;
 pub use progress::{BuildProgress, Running};
 pub use roots::{RootKind, RootName, Roots, RootsError};
+pub use signers::{Signers, SignersError};
 pub use store::{StoreQuery, StoreQueryError};
 
 use build::Builds;
@@ -103,6 +108,8 @@ pub struct Resolve {
     /// A look at the remote made at or after this moment may be reused; `None` asks for a new one. A pinned revision
     /// that was resolved once needs none.
     pub fresh_since: Option<Instant>,
+    /// What a revision has to prove before Nix reads any of it.
+    pub demands: Demands,
 }
 
 /// A NixOS configuration to be evaluated.

@@ -103,7 +103,14 @@ fn failure(heard: &Heard, ending: Ending, stderr: &[String], limits: Limits, in_
     let position = heard.error.as_ref().and_then(|error| error.position(&heard.own));
     if says(&["allow-import-from-derivation"]) {
         EvaluateError::ImportFromDerivation { message }
-    } else if says(&["forbidden in restricted mode", "in pure evaluation mode", "in pure eval mode", "Permission denied"]) {
+    } else if says(&[
+        "forbidden in restricted mode",
+        "in pure evaluation mode",
+        "in pure eval mode",
+        "Permission denied",
+        // A file that Landlock keeps from curl is one that it cannot open.
+        "Could not read a file:// file",
+    ]) {
         EvaluateError::Forbidden { message }
     } else if says(&[
         "unable to download",
@@ -213,6 +220,7 @@ mod tests {
             of("access to absolute path '/etc/passwd' is forbidden in pure evaluation mode (use '--impure' to override)"),
             "b:Forbidden"
         );
+        assert_eq!(of("unable to download 'file:///x': Could not read a file:// file (37) Could not open file /x"), "b:Forbidden");
         assert_eq!(of("unable to download 'https://h/x.tar.gz': HTTP error 404"), "b:FetchFailed");
         assert_eq!(of("\nFailed assertions:\n- web needs a certificate"), "b:Failed");
         assert_eq!(judge("b", heard("", "b", ""), Ending::Killed(11)).0, "b:Other");

@@ -8,6 +8,7 @@ use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::Resolve;
+use super::admit::{self, Admission};
 use super::driver::{Driver, hex};
 use super::error::ResolveError;
 use super::fetch::{fetch, look};
@@ -34,6 +35,7 @@ type Locked = Result<LockedFlake, ResolveError>;
 /// Resolves flake references.
 pub(super) struct Resolver {
     driver: Arc<Driver>,
+    admission: Admission,
     looks: Answers<Seen>,
     looking: Flights<Place, Answer<Seen>>,
     /// Flakes without revisions: a look at one is fetching it.
@@ -47,6 +49,7 @@ impl Resolver {
     pub(super) fn new(driver: Arc<Driver>) -> Self {
         let locked = Arc::new(Memo::open(driver.config.data_dir.join("locked.json")));
         Self {
+            admission: Admission::new(Arc::clone(&driver)),
             driver,
             looks: Mutex::default(),
             looking: Flights::default(),
@@ -65,13 +68,17 @@ impl Resolver {
         let since = request.fresh_since.map_or(now, |since| since.min(now));
         if request.flake.git_url().is_none() {
             let fetch = |token| fetch_now(Arc::clone(&self.driver), request.clone(), token);
-            return fresh(&self.fetched, &self.fetching, place, since, cancel, fetch).await.ok_or(ResolveError::Cancelled)?;
+            let locked = fresh(&self.fetched, &self.fetching, place, since, cancel, fetch).await.ok_or(ResolveError::Cancelled)??;
+            admit::archive(request, &locked)?;
+            return Ok(locked);
         }
         if let Follow::Rev(rev) = request.flake.follow() {
+            self.admission.commit(request, rev, cancel).await?;
             return self.lock(request, Seen { name: None, rev: rev.clone() }, cancel).await;
         }
         let look = |token| look_now(Arc::clone(&self.driver), request.clone(), token);
         let seen = fresh(&self.looks, &self.looking, place, since, cancel, look).await.ok_or(ResolveError::Cancelled)??;
+        self.admission.commit(request, &seen.rev, cancel).await?;
         self.lock(request, seen, cancel).await
     }
 

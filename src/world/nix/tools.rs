@@ -57,8 +57,13 @@ pub(super) struct Tools {
 }
 
 impl Tools {
+    /// A program that is not always needed.
+    pub(super) fn find(&self, name: &str) -> Option<PathBuf> {
+        find(name, &self.path)
+    }
+
     /// Finds the programs on PATH and asks Nix about itself.
-    pub(super) async fn find(processes: &Processes, ours: &Environment) -> Result<Self, StartError> {
+    pub(super) async fn probe(processes: &Processes, ours: &Environment) -> Result<Self, StartError> {
         let path = ours.get(OsStr::new("PATH")).cloned().unwrap_or_default();
         let find = |name: &'static str| find(name, &path).ok_or_else(|| StartError::Missing { program: name, path: path.clone() });
         let (nix, nix_store, git, ssh) = (find("nix")?, find("nix-store")?, find("git")?, find("ssh")?);

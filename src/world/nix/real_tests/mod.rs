@@ -1,5 +1,6 @@
 //! Against the real nix, git and ssh. Run them where there is a store to write: inside the test world.
 
+mod admit;
 mod attacks;
 mod build;
 mod evaluate;

@@ -34,7 +34,7 @@ async fn one_look_serves_all_who_ask_within_their_freshness() {
     let world = World::new();
     world.commit("infra", &[("flake.nix", &flake(&[]))]);
     let nix = world.nix().await;
-    let request = Resolve { flake: world.flake("infra"), credentials: None, fresh_since: None };
+    let request = Resolve { flake: world.flake("infra"), credentials: None, fresh_since: None, demands: Demands::default() };
     let nobody = never();
     let all = futures::future::join_all((0..20).map(|_| nix.resolve(&request, &nobody))).await;
     assert!(all.iter().all(Result::is_ok));

@@ -180,7 +180,7 @@ pub(super) fn credentials(pairs: &[(&str, &str)]) -> Arc<Credentials> {
 
 /// The answer to one question, asked anew.
 pub(super) async fn resolve(nix: &Nix, flake: &FlakeRef, credentials: Option<Arc<Credentials>>) -> Result<LockedFlake, ResolveError> {
-    nix.resolve(&Resolve { flake: flake.clone(), credentials, fresh_since: None }, &never()).await
+    nix.resolve(&Resolve { flake: flake.clone(), credentials, fresh_since: None, demands: Demands::default() }, &never()).await
 }
 
 pub(super) async fn evaluate(nix: &Nix, flake: &LockedFlake, attribute: &str) -> Result<Evaluated, EvaluateError> {

@@ -9,6 +9,7 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 
+use super::forge::NAMES;
 use crate::{
     process::{Daemon, mortal, output},
     wait::until_true,
@@ -200,7 +201,7 @@ pub fn authority() -> PathBuf {
     run_directory().join("tls/authority.pem")
 }
 
-/// The servers' certificate, for [`SERVER_NAME`], with its key; made with the authority by whoever comes first.
+/// The servers' certificate with its key, made with the authority by whoever comes first.
 pub fn certificate() -> String {
     static CERTIFICATE: OnceLock<String> = OnceLock::new();
     CERTIFICATE
@@ -209,11 +210,11 @@ pub fn certificate() -> String {
             std::fs::create_dir_all(&directory).expect("cannot make a directory");
             let script = r#"
 openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj "/CN=e2e authority" -keyout authority.key -out authority.pem
-openssl req -newkey rsa:2048 -nodes -subj "/CN=$1" -addext "subjectAltName=DNS:$1,DNS:localhost,IP:127.0.0.1" -keyout server.key -out server.csr
+openssl req -newkey rsa:2048 -nodes -subj "/CN=$1" -addext "subjectAltName=DNS:localhost,IP:127.0.0.1$(printf ',DNS:%s' "$@")" -keyout server.key -out server.csr
 openssl x509 -req -in server.csr -CA authority.pem -CAkey authority.key -CAcreateserial -days 30 -copy_extensions copy -out server.crt
 cat server.key server.crt > server.pem
 "#;
-            output(Command::new("sh").args(["-euc", script, "certificates", SERVER_NAME]).current_dir(&directory));
+            output(Command::new("sh").args(["-euc", script, "certificates", SERVER_NAME]).args(NAMES).current_dir(&directory));
             std::fs::read_to_string(directory.join("server.pem")).expect("it was just made")
         })
         .clone()

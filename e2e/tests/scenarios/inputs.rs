@@ -1,9 +1,9 @@
 //! What is wrong with the flake, its credentials or the Secrets: each has its own reason and a message to act on, and delays nobody else.
 
 use nixos_host_e2e::controller::Options;
-use nixos_host_e2e::flake::Server;
 use nixos_host_e2e::flake::fleet::{Build, Evaluation, EvaluationError};
 use nixos_host_e2e::flake::server::Login;
+use nixos_host_e2e::flake::{Forge, Server};
 use nixos_host_e2e::world::KeyPair;
 use nixos_host_e2e::{Fleet, Repository, Scenario};
 use serde_json::{Value, json};
@@ -125,8 +125,18 @@ fn strangers(scenario: &Scenario, private: &Server) -> Vec<Case> {
     secret("other-host-key", &[("ssh-privatekey", &private.client_key().private()), ("known_hosts", &other)]);
     let at = |url: &str, name: Option<&str>| flake(json!({"url": url, "credentialsRef": name.map(|name| json!({"name": name}))}));
     vec![
-        case("no-login", "CredentialsRefused", &["spec.flake", &https, "or wants some"], at(&https, None)),
-        case("wrong-login", "CredentialsRefused", &["spec.flake", &https, "refuses these credentials"], at(&https, Some("wrong-password"))),
+        case(
+            "no-login",
+            "CredentialsRefused",
+            &["spec.flake", "wants credentials, and none were given", "asks for a user name and a password"],
+            at(&https, None),
+        ),
+        case(
+            "wrong-login",
+            "CredentialsRefused",
+            &["spec.flake", "refuses these credentials", "asks for a user name and a password"],
+            at(&https, Some("wrong-password")),
+        ),
         case("stranger", "CredentialsRefused", &["spec.flake", &ssh, "Permission denied"], at(&ssh, Some("stranger"))),
         case("other-host-key", "RepositoryHostKey", &["spec.flake", &ssh, "known_hosts"], at(&ssh, Some("other-host-key"))),
     ]
@@ -248,5 +258,48 @@ async fn tarballs_and_local_flakes_land_and_no_lock_file_is_ever_written() {
     each_says_so(&scenario, &unlocked).await;
     assert!(!work.join("flake.lock").exists() && !input.join("flake.lock").exists(), "a lock file was written");
     assert_eq!(scenario.repository.git(&["status", "--porcelain"]), "", "the work tree is as it was");
+    scenario.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn private_flakes_of_hosting_services_land_with_a_token_and_not_without() {
+    let mut scenario = Scenario::builder().hosts(3).start().await;
+    let token = format!("token-{:016x}", rand::random::<u64>());
+    let forge = Forge::start(scenario.repository.directory(), &token).await;
+    let tokens = |token: &str| format!("github.com={token} gitlab.com=PAT:{token} git.sr.ht={token}");
+    scenario.kubectl.secret("tokens", "Opaque", &[("access-tokens", &tokens(&token))]);
+    scenario.kubectl.secret("wrong", "Opaque", &[("access-tokens", &tokens("wrong"))]);
+    let urls = ["github:example/fleet", "gitlab:example/fleet", "sourcehut:~example/fleet"];
+    for (index, url) in urls.iter().enumerate() {
+        scenario.apply(index, &json!({"spec": {"flake": {"url": url, "credentialsRef": {"name": "tokens"}}, "interval": "5s"}}));
+    }
+    let none = |url: &str| flake(json!({"url": url}));
+    let wrong = |url: &str| flake(json!({"url": url, "credentialsRef": {"name": "wrong"}}));
+    let (wants, refuses) = ("wants credentials, and none were given", "refuses these credentials");
+    let cases = [
+        case("github-none", "CredentialsRefused", &[wants, "https://github.com"], none(urls[0])),
+        case("gitlab-none", "CredentialsRefused", &[wants, "https://gitlab.com"], none(urls[1])),
+        case("sourcehut-none", "CredentialsRefused", &[wants, "https://git.sr.ht"], none(urls[2])),
+        case("github-wrong", "CredentialsRefused", &[refuses, "https://github.com"], wrong(urls[0])),
+        case("gitlab-wrong", "CredentialsRefused", &[refuses, "https://gitlab.com"], wrong(urls[1])),
+    ];
+    apply_all(&scenario, &cases);
+    let first = scenario.repository.head();
+    for (index, url) in urls.iter().enumerate() {
+        scenario.landed(index, &first, SOON).await;
+        let locked = scenario.get(index)["status"]["flake"]["applied"]["url"].as_str().unwrap().to_owned();
+        assert_eq!(locked, format!("{url}/{first}"));
+    }
+    each_says_so(&scenario, &cases).await;
+    let served = forge.requests();
+    for archive in ["api.github.com/repos/", "gitlab.com/api/v4/", "git.sr.ht/~example/fleet/archive/"] {
+        assert!(served.iter().any(|request| request.starts_with(&format!("200 {archive}"))), "{archive} is not in {served:?}");
+    }
+    // Their history is asked of git.
+    let second = scenario.repository.commit(|fleet| fleet.host("web-1").rev = Some(2));
+    scenario.landed(0, &second, SOON).await;
+    scenario.repository.force_push(&first);
+    let object = scenario.condition(0, "Ready", "False", Some("DowngradeRefused"), SOON).await;
+    assert!(message(&object, "Ready").contains(&second), "{}", message(&object, "Ready"));
     scenario.finish().await;
 }

@@ -73,6 +73,13 @@ impl Credentials {
         Ok(Self { ssh, netrc, tokens, digest: digest(secret) })
     }
 
+    /// Whether there is a password or a token for this host.
+    pub(super) fn are_for(&self, host: &str) -> bool {
+        let machines = self.netrc.iter().flat_map(|netrc| &netrc.machines).map(|machine| machine.host.as_str());
+        let tokens = self.tokens.iter().map(|token| token.host.split('/').next().unwrap_or_default());
+        machines.chain(tokens).any(|known| known == host)
+    }
+
     /// A name for these credentials: equal for equal content, 64 hexadecimal digits. For keys of caches, not for show.
     pub fn digest(&self) -> &str {
         &self.digest

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::world::exec::ExecError;
 
+use super::Credentials;
 use super::roots::RootsError;
 
 /// Why a flake reference did not lead to a revision.
@@ -38,8 +39,10 @@ pub enum ResolveError {
         message: String,
     },
     /// The remote wants credentials, or other ones.
-    #[error("the remote refuses these credentials, or wants some: {message}")]
+    #[error("{}: {message}", refused(*given))]
     CredentialsRefused {
+        /// Whether there were credentials for this host.
+        given: bool,
         /// What git or Nix said.
         message: String,
     },
@@ -115,6 +118,26 @@ pub enum ResolveError {
         /// What git or Nix said.
         message: String,
     },
+}
+
+fn refused(given: bool) -> &'static str {
+    if given { "the remote refuses these credentials" } else { "the remote wants credentials, and none were given for it" }
+}
+
+impl ResolveError {
+    /// Says of a refusal whether it was of these credentials, or for want of any. Git's own words are about a terminal that nobody has.
+    pub(super) fn about(self, credentials: Option<&Credentials>, host: Option<&str>) -> Self {
+        let Self::CredentialsRefused { message, .. } = self else { return self };
+        let asked = message.split_once("could not read ").and_then(|(_, rest)| rest.split('\'').nth(1)).map(str::to_owned);
+        let asking = asked.as_deref().and_then(|url| url.split_once("://")?.1.split(['/', ':']).next()).or(host);
+        let given = match credentials {
+            None => false,
+            Some(credentials) if message.contains("Permission denied (") => credentials.ssh.is_some(),
+            Some(credentials) => asking.is_some_and(|host| credentials.are_for(host)),
+        };
+        let message = asked.map_or(message, |url| format!("{url} asks for a user name and a password"));
+        Self::CredentialsRefused { given, message }
+    }
 }
 
 /// Why a host's configuration did not evaluate.
@@ -279,4 +302,28 @@ fn at(position: Option<&str>) -> String {
 
 fn while_building(drv: Option<&str>) -> String {
     drv.map(|drv| format!(", while building {drv}")).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_whether_there_were_credentials_for_that_host() {
+        let netrc = Credentials::parse(&BTreeMap::from([("netrc".into(), b"machine h login a password b".to_vec())])).unwrap();
+        let of = |text: &str, credentials: Option<&Credentials>| {
+            ResolveError::CredentialsRefused { given: false, message: text.into() }.about(credentials, Some("h")).to_string()
+        };
+        let asks = |host: &str| format!("fatal: could not read Username for 'https://{host}:8443': terminal prompts disabled");
+        let (refuses, wants) = ("the remote refuses these credentials", "the remote wants credentials, and none were given");
+        assert_eq!(of(&asks("h"), Some(&netrc)), format!("{refuses}: https://h:8443 asks for a user name and a password"));
+        for (text, credentials) in
+            [(asks("h"), None), (asks("other"), Some(&netrc)), ("git@h: Permission denied (publickey).".into(), Some(&netrc))]
+        {
+            assert!(of(&text, credentials).starts_with(wants), "{text}");
+        }
+        assert!(of("unable to download 'https://h/x': HTTP error 401", Some(&netrc)).starts_with(refuses));
+    }
 }

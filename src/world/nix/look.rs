@@ -76,7 +76,7 @@ pub(super) fn remote_failure(stderr: &[String]) -> ResolveError {
         "The requested URL returned error: 401",
         "The requested URL returned error: 403",
     ]) {
-        ResolveError::CredentialsRefused { message }
+        ResolveError::CredentialsRefused { given: false, message }
     } else if says(&["not found", "does not appear to be a git repository", "does not exist", "Could not find repository"])
         && !says(&["Could not resolve host", "command not found"])
     {

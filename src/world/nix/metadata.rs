@@ -80,7 +80,7 @@ pub(super) fn failure(stderr: &[String], rev: Option<&str>) -> ResolveError {
     } else if says(&["HTTP error 404"]) {
         ResolveError::RepositoryNotFound { message }
     } else if says(&["HTTP error 401", "HTTP error 403"]) {
-        ResolveError::CredentialsRefused { message }
+        ResolveError::CredentialsRefused { given: false, message }
     } else if says(&["unable to download", "HTTP error"]) {
         ResolveError::Unreachable { message }
     } else {

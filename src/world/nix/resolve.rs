@@ -61,6 +61,11 @@ impl Resolver {
     }
 
     pub(super) async fn resolve(&self, request: &Resolve, cancel: &CancellationToken) -> Locked {
+        let locked = self.resolved(request, cancel).await;
+        locked.map_err(|error| error.about(request.credentials.as_deref(), request.flake.host()))
+    }
+
+    async fn resolved(&self, request: &Resolve, cancel: &CancellationToken) -> Locked {
         let scope = self.driver.scope(request.credentials.as_ref());
         let place = (request.flake.reference(None), request.flake.follow().clone(), scope);
         // A moment that has not come yet would never be reached by any look.

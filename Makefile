@@ -16,12 +16,12 @@ cargo := cargo --locked
 # There is no network in a world: cargo has built before, and only runs
 cargo_inside := $(enter) cargo --offline --locked
 
-scripts := .ci/run e2e/world/lib.sh $(addprefix e2e/world/,setup enter join serve boot-host) $(wildcard e2e/world/parts/*)
+scripts := .ci/run fuzz/run fuzz/rustc e2e/world/lib.sh $(addprefix e2e/world/,setup enter join serve boot-host) $(wildcard e2e/world/parts/*)
 # What runs on hosts: plain sh. Those of the fixture are templates, whose @placeholders@ stand for words
 host_scripts := $(shell find src -name '*.sh')
 templates := $(wildcard e2e/world/flake/*.sh)
 
-.PHONY: help setup unit nix e2e torture torture-hosts test demo demo-stop bench lint clean
+.PHONY: help setup unit nix e2e torture torture-hosts fuzz test demo demo-stop bench lint clean
 
 help: ## Show this
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -63,6 +63,10 @@ demo-stop: ## End what `make demo KEEP=1` left running
 bench: setup ## Measure it side by side with a plain shell script
 	$(cargo) build --release -p nixos-host-controller -p nixos-host-bench
 	$(enter) $${CARGO_TARGET_DIR:-target}/release/bench
+
+fuzz: ## Fuzz each parser of what a host or Nix prints: SECONDS=60 for each, TARGET=one
+	e2e/world/setup fuzz
+	fuzz/run $(or $(SECONDS),60) $(TARGET)
 
 lint: ## Format, clippy, dependencies, shell scripts
 	cargo fmt --all --check

@@ -4,6 +4,9 @@
 
 pub mod clock;
 pub mod controller;
+#[cfg(any(fuzzing, test))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod landing;
 pub mod metrics;
 pub mod nix;

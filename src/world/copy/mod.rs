@@ -5,6 +5,8 @@
 //! per path, and memory does not grow with the closure.
 
 mod error;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzz;
 mod local;
 mod nar;
 mod order;

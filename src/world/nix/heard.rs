@@ -131,4 +131,16 @@ mod tests {
         };
         assert_eq!(heard.told, BTreeMap::from([("a".into(), Told::Done(done)), ("c".into(), Told::Absent)]));
     }
+
+    #[test]
+    fn a_flake_that_does_not_know_the_nonce_is_not_believed() {
+        let mut heard = Heard::new("n".into(), "rev".into());
+        let done = r#"{"report":"done","name":"b","drv":"/nix/store/evil.drv"}"#;
+        for text in [done.to_owned(), format!("m {done}"), format!("nn {done}"), format!("x\nn {done}"), format!("trace: n {done}")] {
+            heard.line(&format!("@nix {}", serde_json::json!({"action": "msg", "level": 0, "msg": format!("trace: {text}")})));
+        }
+        // Nor is a builder's or git's line, whatever it looks like.
+        heard.line(&format!("trace: n {done}"));
+        assert_eq!(heard.told, BTreeMap::new());
+    }
 }

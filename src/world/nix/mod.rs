@@ -20,6 +20,8 @@ mod evaluate;
 mod expression;
 mod fetch;
 mod flight;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzz;
 mod gather;
 mod heard;
 mod history;

@@ -84,6 +84,11 @@ pub trait Reporter: Send + Sync {
     /// Says what is being done. It may be shown later, or not at all.
     fn doing(&self, findings: &Findings, stage: Reason, message: String);
 
+    /// Asks once more whether anything may begin to land. Whoever forbids it cancels the pass.
+    fn ask(&self) -> impl Future<Output = Result<(), Failure>> + Send {
+        std::future::ready(Ok(()))
+    }
+
     /// Stores the findings before an act whose end may not be seen; the act must not begin without it.
     fn intend(&self, findings: &Findings) -> impl Future<Output = Result<(), Failure>> + Send;
 }

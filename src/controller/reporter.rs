@@ -90,15 +90,18 @@ impl Reporter for StatusReporter {
         self.newest.send_replace(Some(Arc::new(make)));
     }
 
+    async fn ask(&self) -> Result<(), Failure> {
+        let unknown = |error| nothing(&format!("whether the brake is set could not be read: {}", said(&error)));
+        self.brake.look().await.map_err(unknown)
+    }
+
     async fn intend(&self, findings: &Findings) -> Result<(), Failure> {
-        let nothing = |because: String| Failure::new(Reason::InternalError, format!("nothing was begun on the machine, because {because}"));
-        // If it is set it cancels this pass, as all others.
-        self.brake.look().await.map_err(|error| nothing(format!("whether the brake is set could not be read: {}", said(&error))))?;
-        if self.brake.stops().is_some() {
-            return Ok(());
-        }
         let state = State::Doing(Reason::Activating, "about to activate".into());
         let written = self.writer.write(|stored| self.context.status(stored, findings, state)).await;
-        written.map(|_| ()).map_err(|error| nothing(format!("it could not be written down first: {}", chain(&error))))
+        written.map(|_| ()).map_err(|error| nothing(&format!("it could not be written down first: {}", chain(&error))))
     }
+}
+
+fn nothing(because: &str) -> Failure {
+    Failure::new(Reason::InternalError, format!("nothing was begun on the machine, because {because}"))
 }

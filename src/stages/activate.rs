@@ -101,6 +101,10 @@ pub(super) async fn begin<R: Reporter>(
     toplevel: &StorePath,
     reboot: Option<Vec<String>>,
 ) -> Result<LandingRef, Stop> {
+    pass.reporter.ask().await?;
+    if pass.cancel.is_cancelled() {
+        return Err(Stop::Cancelled);
+    }
     let landing = LandingRef {
         id: pass.world.landing_id(&pass.wish.id.uid),
         boot_id: observed.host.boot_id.clone().unwrap_or_default(),

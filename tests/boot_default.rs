@@ -7,12 +7,17 @@ use std::{
     process::Command,
 };
 
-const SCRIPT: &str = concat!(include_str!("../src/landing/boot.sh"), "boot_default \"$1\"\n");
+const SCRIPT: &str = concat!(include_str!("../src/landing/boot.sh"), "\"$@\"\n");
+
+/// Calls a function of the script.
+fn call(words: &[&str]) -> String {
+    let output = Command::new("/bin/sh").args(["-uc", SCRIPT, "boot.sh"]).args(words).env("LC_ALL", "C").output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{words:?}");
+    String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+}
 
 fn read(root: &Path) -> String {
-    let output = Command::new("/bin/sh").args(["-uc", SCRIPT, "boot_default"]).arg(root).env("LC_ALL", "C").output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&output.stderr), "", "reading {}", root.display());
-    String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+    call(&["boot_default", root.to_str().unwrap()])
 }
 
 fn cases() -> Vec<PathBuf> {
@@ -40,5 +45,27 @@ fn each_loader_is_read_and_each_has_trees_that_are_not_decided() {
     };
     for loader in ["systemd-boot", "lanzaboote", "grub", "extlinux"] {
         assert!(expected(loader, true) && expected(loader, false), "{loader}");
+    }
+}
+
+#[test]
+fn what_grub_is_told_to_start_once_is_what_it_would_start() {
+    for (case, entries) in [("grub", 3), ("grub-other-entries-first", 1), ("grub-reboot", 1)] {
+        let tree = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/landing/testdata/boot").join(case).join("tree/boot/grub/grub.cfg");
+        let menu = fs::read_to_string(&tree).unwrap();
+        let mut systems: Vec<&str> = menu.split(" init=").skip(1).filter_map(|rest| rest.split_once("/init").map(|(path, _)| path)).collect();
+        systems.sort_unstable();
+        systems.dedup();
+        assert!(systems.len() >= entries, "{case}: {systems:?}");
+        for system in systems {
+            let entry = call(&["grub_entry", tree.to_str().unwrap(), system]);
+            let root = tempfile::tempdir().unwrap();
+            let grub = root.path().join("boot/grub");
+            fs::create_dir_all(&grub).unwrap();
+            fs::write(grub.join("grub.cfg"), &menu).unwrap();
+            fs::write(grub.join("grubenv"), format!("# GRUB Environment Block\nnext_entry={entry}\n####")).unwrap();
+            assert_eq!(read(root.path()), system, "{case}: entry {entry:?}");
+        }
+        assert_eq!(call(&["grub_entry", tree.to_str().unwrap(), "/nix/store/none"]), "", "{case}");
     }
 }

@@ -95,7 +95,9 @@ troubled() {
 }
 verify() {
   status brief
-  echo "running=$(systemctl is-system-running 2>/dev/null)"
+  # What maintenance is can be seen without a question to pid 1; only after a boot there may be something that still starts
+  if alive emergency || alive rescue; then echo "running=maintenance"
+  elif [ "$(get mode)" = booted ]; then echo "running=$(systemctl is-system-running 2>/dev/null)"; fi
   troubled=$(troubled | grep -vxF -f "$D/failed-before" | head -n 20)
   restarts=
   [ "${1:-}" != restarts ] || restarts=$(timeout 30 systemctl show -p Id -p NRestarts '*.service' 2>/dev/null |

@@ -118,7 +118,7 @@ impl LandingState {
 pub struct Verification {
     /// The status at that moment.
     pub host: HostStatus,
-    /// What `systemctl is-system-running` says: `running`, `degraded`, `starting`, `stopping`, `maintenance`.
+    /// `maintenance` in emergency and rescue mode; after a boot what `systemctl is-system-running` says, `starting` for example; otherwise empty.
     pub running: String,
     /// Units that failed or wait for a restart now, and did not before the landing.
     pub failed: Vec<String>,

@@ -151,6 +151,27 @@ impl Needs {
 #[error("the host's answer is not that of the landing script: {0:?}")]
 pub struct NotTheProtocol(String);
 
+// What a host that means no harm stays below, and what the schema of the status takes: a stranger's text goes no further than this.
+const LONGEST_FACT: usize = 64;
+const LONGEST_VERSION: usize = 128;
+const LONGEST_WORD: usize = 256;
+const LONGEST_LINE: usize = 600;
+const MOST_UNITS: usize = 64;
+const MOST_LINES: usize = 64;
+const MOST_GENERATIONS: i64 = 9_007_199_254_740_991;
+
+/// The beginning of `text`, at most `most` bytes, without control characters.
+fn printable(text: &str, most: usize) -> String {
+    let mut clean = String::new();
+    for c in text.chars().filter(|c| !c.is_control()) {
+        if clean.len() + c.len_utf8() > most {
+            break;
+        }
+        clean.push(c);
+    }
+    clean
+}
+
 /// The marker that the script ran at all.
 const MARKER: &str = "protocol=1";
 
@@ -162,16 +183,16 @@ impl HostStatus {
         }
         let fields: BTreeMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();
         let word = |key: &str| fields.get(key).copied().filter(|value| !value.is_empty());
-        let bounded = |key: &str| word(key).map(|value| value.chars().filter(|c| !c.is_control()).take(128).collect::<String>());
+        let bounded = |key: &str, most| word(key).map(|value| printable(value, most));
         let path = |key: &str| word(key).and_then(|value| value.parse::<StorePath>().ok());
         let state = word("landing_state").and_then(LandingState::parse);
         let landing = word("landing_id").zip(state).map(|(id, state)| Landing {
-            id: id.to_owned(),
+            id: printable(id, LONGEST_WORD),
             active: word("landing") == Some("active"),
             state,
             exit: word("landing_rc").and_then(|rc| rc.parse().ok()),
-            code: word("landing_code").unwrap_or_default().to_owned(),
-            why: word("landing_why").unwrap_or_default().to_owned(),
+            code: printable(word("landing_code").unwrap_or_default(), LONGEST_WORD),
+            why: printable(word("landing_why").unwrap_or_default(), LONGEST_WORD),
             old: path("landing_old"),
             new: path("landing_new"),
         });
@@ -179,14 +200,14 @@ impl HostStatus {
             current: path("current"),
             booted: path("booted"),
             profile: path("profile"),
-            generation: word("generation").and_then(|number| number.parse().ok()),
+            generation: word("generation").and_then(|number| number.parse().ok()).filter(|number| (0..=MOST_GENERATIONS).contains(number)),
             boot_default: path("boot_default"),
             brief: !fields.contains_key("boot_default"),
-            nixos_version: bounded("nixos_version"),
-            architecture: bounded("architecture"),
+            nixos_version: bounded("nixos_version", LONGEST_VERSION),
+            architecture: bounded("architecture", LONGEST_FACT),
             has_nix: word("nix").is_some(),
-            kernel: bounded("kernel"),
-            boot_id: bounded("boot_id"),
+            kernel: bounded("kernel", LONGEST_VERSION),
+            boot_id: bounded("boot_id", LONGEST_FACT),
             machine: word("machine_id").map(machine),
             reboot_required: word("reboot") == Some("required"),
             epoch: word("landing_epoch").and_then(|epoch| epoch.parse().ok()),
@@ -205,16 +226,18 @@ fn machine(id: &str) -> String {
 impl Verification {
     /// Reads the output of `verify`.
     pub fn parse(text: &str) -> Result<Self, NotTheProtocol> {
-        let words = |key: &'static str| text.lines().filter_map(move |line| line.strip_prefix(key)).flat_map(str::split_whitespace);
+        let lines = |key: &'static str| text.lines().filter_map(move |line| line.strip_prefix(key));
+        let words = |key: &'static str| lines(key).flat_map(str::split_whitespace);
         Ok(Self {
             host: HostStatus::parse(text)?,
-            running: words("running=").next().unwrap_or_default().to_owned(),
-            failed: words("failed=").map(str::to_owned).collect(),
+            running: printable(words("running=").next().unwrap_or_default(), LONGEST_FACT),
+            failed: words("failed=").take(MOST_UNITS).map(|unit| printable(unit, LONGEST_WORD)).collect(),
             restarts: words("restarts=")
                 .filter_map(|word| word.rsplit_once(':'))
-                .filter_map(|(unit, n)| Some((unit.to_owned(), n.parse().ok()?)))
+                .filter_map(|(unit, n)| Some((printable(unit, LONGEST_WORD), n.parse().ok()?)))
+                .take(MOST_UNITS)
                 .collect(),
-            journal: text.lines().filter_map(|line| line.strip_prefix("journal=")).map(str::to_owned).collect(),
+            journal: lines("journal=").take(MOST_LINES).map(|line| printable(line, LONGEST_LINE)).collect(),
         })
     }
 }
@@ -268,6 +291,23 @@ mod tests {
         assert_eq!(needs, Needs { reboot: true, failed: vec!["a.service".into(), "b.mount".into()] });
         assert_eq!(Needs::parse("protocol=1\nfailed=\n"), Ok(Needs::default()));
         assert!(Needs::parse("reboot=required\n").is_err());
+    }
+
+    #[test]
+    fn absurd_values_are_cut_to_what_a_status_takes() {
+        let long = "\u{1b}ü".repeat(500_000);
+        let facts = ["nixos_version", "architecture", "kernel", "boot_id", "landing_id", "landing_why"];
+        let facts = facts.map(|key| format!("{key}={long}")).join("\n");
+        let other = "generation=-1\nlanding_state=reverted\nlanding_rc=99999999999999999999";
+        let host = HostStatus::parse(&format!("protocol=1\ncurrent=/nix/store/{long}\n{other}\n{facts}\n")).unwrap();
+        assert_eq!((host.current, host.generation), (None, None));
+        assert_eq!([host.nixos_version, host.kernel].map(Option::unwrap), [(); 2].map(|()| "ü".repeat(64)));
+        assert_eq!([host.architecture, host.boot_id].map(Option::unwrap), [(); 2].map(|()| "ü".repeat(32)));
+        let landing = host.landing.unwrap();
+        assert!(landing.id.len() <= 256 && landing.why.len() <= 256 && landing.exit.is_none());
+        let units = format!("protocol=1\nfailed={}\n{}", "a.service ".repeat(10_000), "journal=x\n".repeat(10_000));
+        let found = Verification::parse(&units).unwrap();
+        assert_eq!((found.failed.len(), found.journal.len()), (MOST_UNITS, MOST_LINES));
     }
 
     #[test]

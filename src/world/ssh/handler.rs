@@ -58,6 +58,15 @@ fn hung_up(message: &str) -> russh::Error {
     russh::Error::IO(io::Error::other(format!("the host hung up: {said}")))
 }
 
+/// Handlers of channels that a host opens. We never asked for any, and russh would accept them: dropping the handle refuses.
+macro_rules! refuse {
+    ($($name:ident($($argument:ty),*);)*) => {$(
+        async fn $name(&mut self, _: Channel<Msg>, $(_: $argument,)* _: ChannelOpenHandle, _: &mut Session) -> Result<(), ClientError> {
+            Ok(())
+        }
+    )*};
+}
+
 impl Handler for Client {
     type Error = ClientError;
 
@@ -84,75 +93,13 @@ impl Handler for Client {
         Ok(())
     }
 
-    // russh accepts channels that a host opens. We never asked for any: dropping the handle refuses them.
-
-    async fn server_channel_open_forwarded_tcpip(
-        &mut self,
-        _: Channel<Msg>,
-        _: &str,
-        _: u32,
-        _: &str,
-        _: u32,
-        _: ChannelOpenHandle,
-        _: &mut Session,
-    ) -> Result<(), ClientError> {
-        Ok(())
-    }
-
-    async fn server_channel_open_forwarded_streamlocal(
-        &mut self,
-        _: Channel<Msg>,
-        _: &str,
-        _: ChannelOpenHandle,
-        _: &mut Session,
-    ) -> Result<(), ClientError> {
-        Ok(())
-    }
-
-    async fn server_channel_open_agent_forward(
-        &mut self,
-        _: Channel<Msg>,
-        _: ChannelOpenHandle,
-        _: &mut Session,
-    ) -> Result<(), ClientError> {
-        Ok(())
-    }
-
-    async fn server_channel_open_session(&mut self, _: Channel<Msg>, _: ChannelOpenHandle, _: &mut Session) -> Result<(), ClientError> {
-        Ok(())
-    }
-
-    async fn server_channel_open_direct_tcpip(
-        &mut self,
-        _: Channel<Msg>,
-        _: &str,
-        _: u32,
-        _: &str,
-        _: u32,
-        _: ChannelOpenHandle,
-        _: &mut Session,
-    ) -> Result<(), ClientError> {
-        Ok(())
-    }
-
-    async fn server_channel_open_direct_streamlocal(
-        &mut self,
-        _: Channel<Msg>,
-        _: &str,
-        _: ChannelOpenHandle,
-        _: &mut Session,
-    ) -> Result<(), ClientError> {
-        Ok(())
-    }
-
-    async fn server_channel_open_x11(
-        &mut self,
-        _: Channel<Msg>,
-        _: &str,
-        _: u32,
-        _: ChannelOpenHandle,
-        _: &mut Session,
-    ) -> Result<(), ClientError> {
-        Ok(())
+    refuse! {
+        server_channel_open_forwarded_tcpip(&str, u32, &str, u32);
+        server_channel_open_forwarded_streamlocal(&str);
+        server_channel_open_agent_forward();
+        server_channel_open_session();
+        server_channel_open_direct_tcpip(&str, u32, &str, u32);
+        server_channel_open_direct_streamlocal(&str);
+        server_channel_open_x11(&str, u32);
     }
 }

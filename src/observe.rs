@@ -112,12 +112,14 @@ fn connect_failure(error: &ConnectError) -> Failure {
 pub fn landing_failure(error: &LandingError) -> Failure {
     let reason = match error {
         LandingError::Exec(ExecError::Lost(_) | ExecError::TimedOut { .. }) => Reason::Unreachable,
-        LandingError::Sudo { .. } => Reason::PrivilegeRefused,
+        LandingError::NotRoot { .. } => Reason::PrivilegeRefused,
         LandingError::Refused { code, .. } => outcome::refusal(code),
         LandingError::Exec(_) | LandingError::Protocol(_) => Reason::HostError,
     };
     let cure = match reason {
-        Reason::PrivilegeRefused => "; set security.sudo.wheelNeedsPassword = false on the machine, or connect as root",
+        Reason::PrivilegeRefused => {
+            "; set security.sudo.wheelNeedsPassword = false on the machine (or noPass = true in security.doas.extraRules), or connect as root"
+        }
         _ => "",
     };
     Failure::new(reason, format!("{}{cure}", chain(error)))

@@ -125,7 +125,7 @@ reasons! {
     HostKeyMissing NeedsPerson "No host key is pinned, so nothing was sent." "Set connection.hostKeys, or connection.hostKeyPolicy: TrustOnFirstUse."
     HostKeyMismatch NeedsPerson "The machine shows a host key that is not the pinned one: reinstalled, or not the machine you mean." "Compare the keys, then correct connection.hostKeys."
     AuthenticationFailed NeedsPerson "The machine refused the key for this user." "Add the public key to the user's authorized keys, or correct the Secret or the user."
-    PrivilegeRefused NeedsPerson "The user is not root and may not use sudo without a password." "Allow it (security.sudo.wheelNeedsPassword = false), or connect as root."
+    PrivilegeRefused NeedsPerson "The user is not root and may use neither sudo nor doas without a password." "Allow it (security.sudo.wheelNeedsPassword = false, or noPass in security.doas.extraRules), or connect as root."
     NotNixOS NeedsPerson "The machine has no /run/current-system with a nixos-version." "Correct the address; other systems cannot be managed."
     NixMissing NeedsPerson "The machine has no nix-store command." "Enable nix on the machine (nix.enable)."
     HostNotReady Transient "The machine is starting, stopping or in maintenance." "Wait, or look at the machine."

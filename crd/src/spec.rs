@@ -155,7 +155,7 @@ pub struct Connection {
     #[schemars(with = "Option<i32>", range(min = 1, max = 65535))]
     pub port: Option<u16>,
 
-    /// The user to log in as; one other than root needs sudo without a password. Default: root.
+    /// The user to log in as; one other than root needs sudo, or where there is no sudo doas, without a password. Default: root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 32), regex(pattern = r"^[a-z_][a-z0-9_.-]*$"))]
     pub user: Option<String>,

@@ -77,11 +77,11 @@ pub enum LandingError {
     #[error("asking the host")]
     Exec(#[from] ExecError),
     /// The user may not become root.
-    #[error("{user} may not run sudo without a password: {stderr}")]
-    Sudo {
+    #[error("{user} may not become root without a password, by sudo or doas: {stderr}")]
+    NotRoot {
         /// Who logged in.
         user: String,
-        /// What sudo said.
+        /// What sudo or doas said.
         stderr: String,
     },
     /// The script ran and refused; nothing was touched.
@@ -188,7 +188,7 @@ impl<'h, H: Host> Client<'h, H> {
         match refused.and_then(|line| line.split_once(": ")) {
             Some((code, why)) => LandingError::Refused { code: code.to_owned(), why: why.to_owned() },
             None if self.user != "root" && stdout.is_empty() => {
-                LandingError::Sudo { user: self.user.to_owned(), stderr: stderr.trim().to_owned() }
+                LandingError::NotRoot { user: self.user.to_owned(), stderr: stderr.trim().to_owned() }
             }
             None => LandingError::Refused { code: "failed".into(), why: format!("{exit}: {}", stderr.trim()) },
         }

@@ -155,6 +155,11 @@ impl Host {
         self.shell("mv /root/sudo-rule /etc/sudoers.d/deploy");
     }
 
+    /// Takes sudo away; `deploy` may use doas.
+    pub fn remove_sudo(&self) {
+        self.shell("mv /usr/bin/sudo /root/sudo");
+    }
+
     /// Holds the lock of `switch-to-configuration`, as a person's own switch would, until the guard is dropped.
     pub fn hold_switch_lock(&self) -> SwitchLock<'_> {
         self.shell(

@@ -102,7 +102,12 @@ async fn a_machine_that_cannot_take_a_system_says_why_and_lands_once_it_can() {
     let cases = [
         case(&name(0), "NixMissing", &["no nix-store command", "nix.enable = true"], json!({})),
         case(&name(1), "StoreFull", &["nix-collect-garbage -d"], json!({})),
-        case(&name(2), "PrivilegeRefused", &["deploy may not run sudo without a password", "security.sudo.wheelNeedsPassword"], json!({})),
+        case(
+            &name(2),
+            "PrivilegeRefused",
+            &["deploy may not become root without a password, by sudo or doas", "security.sudo.wheelNeedsPassword"],
+            json!({}),
+        ),
         case("debian", "NotNixOS", &["/run/current-system", "does not run NixOS"], json!({})),
     ];
     each_says_so(&scenario, &cases).await;

@@ -1,6 +1,5 @@
 //! What the host says: one new connection, one command. Reads only.
 
-use std::borrow::Cow;
 use std::time::Duration;
 
 use nixos_host_api::Reason;
@@ -8,7 +7,7 @@ use nixos_host_api::Reason;
 use crate::landing::{Client, HostStatus, LandingError, outcome};
 use crate::stage::{Failure, chain};
 use crate::wish::Wish;
-use crate::world::ssh::{ConnectError, ConnectOptions, ExecError, HostKeyPolicy};
+use crate::world::ssh::{ConnectError, ConnectOptions, ExecError, HostKeyPolicy, Target};
 use crate::world::{Claim, Link, Peer, World};
 
 /// A host that answered: the connection, and what it said over it.
@@ -45,16 +44,25 @@ pub fn claimed(world: &World, wish: &Wish, host: &HostStatus) -> Result<(), Fail
 
 /// A new connection to the host, starting with the address that answered last.
 pub async fn connect(world: &World, wish: &Wish) -> Result<Link, Failure> {
-    let peer = world.peers.get(&wish.id.uid);
-    let mut target = Cow::Borrowed(&wish.target);
-    if let (HostKeyPolicy::TrustOnFirstUse { recorded: None }, Some(peer)) = (&wish.target.host_keys, &peer) {
-        // The first use is over: what was trusted then is insisted on, though the status may not say so yet.
-        target.to_mut().host_keys = HostKeyPolicy::TrustOnFirstUse { recorded: Some(peer.host_key.clone()) };
+    let mut target = wish.target.clone();
+    if let Some(peer) = world.peers.get(&wish.id.uid) {
+        recall(&mut target, &peer);
     }
-    let options = ConnectOptions { first: peer.map(|peer| peer.address), ..ConnectOptions::default() };
-    let session = world.connect(&target, &options).await.map_err(|error| connect_failure(&error))?;
-    world.peers.put(&wish.id.uid, Peer { address: session.address().to_owned(), host_key: session.host_key().clone() });
+    let session = world.connect(&target, &ConnectOptions::default()).await.map_err(|error| connect_failure(&error))?;
+    world.peers.put(&wish.id.uid, Peer::of(&*session));
     Ok(session)
+}
+
+/// PURE. The address that answered last comes first, and the first use is over: what was trusted then is insisted on, though the status may not
+/// say so yet.
+fn recall(target: &mut Target, peer: &Peer) {
+    target.addresses.sort_by_key(|address| *address != peer.address);
+    if let HostKeyPolicy::TrustOnFirstUse { recorded: recorded @ None } = &mut target.host_keys {
+        *recorded = Some(peer.host_key.clone());
+    }
+    if let (Some(jump), Some(peer)) = (&mut target.jump, &peer.jump) {
+        recall(jump, peer);
+    }
 }
 
 /// The same, tried again until `within` has passed: the host may be in the middle of something.
@@ -90,20 +98,25 @@ fn checked(host: &HostStatus) -> Result<(), Failure> {
 }
 
 fn connect_failure(error: &ConnectError) -> Failure {
-    let reason = match error {
-        ConnectError::HostKeyMissing => Reason::HostKeyMissing,
-        ConnectError::HostKeyMismatch { .. } => Reason::HostKeyMismatch,
-        ConnectError::Authentication { .. } => Reason::AuthenticationFailed,
-        ConnectError::Jump(inner) => connect_failure(inner).reason,
-        ConnectError::Resolve { .. } | ConnectError::Unreachable { .. } | ConnectError::Protocol { .. } | ConnectError::TimedOut { .. } => {
-            Reason::Unreachable
-        }
+    let (field, machine, cause) = match error {
+        ConnectError::Jump(cause) => ("spec.connection.jump", "the jump host", &**cause),
+        cause => ("spec.connection", "the machine", cause),
     };
-    let cure = match reason {
-        Reason::HostKeyMissing => "; set spec.connection.hostKeys, or spec.connection.hostKeyPolicy: TrustOnFirstUse",
-        Reason::HostKeyMismatch => "; if the machine was reinstalled, correct spec.connection.hostKeys",
-        Reason::AuthenticationFailed => "; add the public half of spec.connection.sshKeyRef to that user's authorized keys",
-        _ => "",
+    let (reason, cure) = match cause {
+        ConnectError::HostKeyMissing => {
+            (Reason::HostKeyMissing, format!("; set {field}.hostKeys, or {field}.hostKeyPolicy: TrustOnFirstUse"))
+        }
+        ConnectError::HostKeyMismatch { .. } => {
+            (Reason::HostKeyMismatch, format!("; if {machine} was reinstalled, correct {field}.hostKeys"))
+        }
+        ConnectError::Authentication { .. } => {
+            (Reason::AuthenticationFailed, format!("; add the public half of {field}.sshKeyRef to that user's authorized keys"))
+        }
+        ConnectError::Resolve { .. }
+        | ConnectError::Unreachable { .. }
+        | ConnectError::Protocol { .. }
+        | ConnectError::TimedOut { .. }
+        | ConnectError::Jump(_) => (Reason::Unreachable, String::new()),
     };
     Failure::new(reason, format!("{}{cure}", chain(error)))
 }
@@ -123,4 +136,34 @@ pub fn landing_failure(error: &LandingError) -> Failure {
         _ => "",
     };
     Failure::new(reason, format!("{}{cure}", chain(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::ssh::{HostKey, PrivateKey, some_private_key};
+
+    const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGPKSUTyz1HwHReFVvD5obVsALAgJRNarH4TRpNePnAS";
+
+    fn target(addresses: [&str; 3], jump: Option<Target>) -> Target {
+        Target {
+            addresses: addresses.map(str::to_owned).into(),
+            port: 22,
+            user: "root".into(),
+            key: PrivateKey::parse(&some_private_key()).unwrap(),
+            host_keys: HostKeyPolicy::TrustOnFirstUse { recorded: None },
+            jump: jump.map(Box::new),
+        }
+    }
+
+    #[test]
+    fn who_answered_last_is_tried_first_and_held_to_its_key_and_so_is_its_jump_host() {
+        let key: HostKey = KEY.parse().unwrap();
+        let mut wanted = target(["a", "b", "c"], Some(target(["x", "y", "z"], None)));
+        let jump = Peer { address: "z".into(), host_key: key.clone(), jump: None };
+        recall(&mut wanted, &Peer { address: "b".into(), host_key: key, jump: Some(Box::new(jump)) });
+        assert!(!wanted.trusts_anybody());
+        assert_eq!(wanted.addresses, ["b", "a", "c"]);
+        assert_eq!(wanted.jump.unwrap().addresses, ["z", "x", "y"]);
+    }
 }

@@ -36,6 +36,8 @@ pub struct Findings {
     pub ended: Vec<Ended>,
     /// The host key that was taken on trust.
     pub host_key: Option<String>,
+    /// The same of the jump host.
+    pub jump_host_key: Option<String>,
 }
 
 /// A landing that ended.
@@ -168,6 +170,7 @@ impl<R: Reporter> Pass<'_, R> {
             Ok(observed) => {
                 self.findings.records.forget("Observe");
                 self.findings.host_key = Some(observed.session.host_key().to_string());
+                self.findings.jump_host_key = observed.session.jump().map(|jump| jump.host_key().to_string());
                 self.saw(observed.host.clone());
                 claimed(self.world, self.wish, &observed.host)?;
                 order::unfinished(self, observed);

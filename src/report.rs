@@ -39,6 +39,8 @@ pub struct Report<'r> {
     pub requested_at: Option<&'r str>,
     /// Whether the host key is kept: with TrustOnFirstUse.
     pub trusts_first_use: bool,
+    /// The same for the jump host's.
+    pub trusts_jump: bool,
     /// `spec.activation.mode`.
     pub mode: Mode,
     /// What was found.
@@ -70,7 +72,8 @@ impl Report<'_> {
                 .map(str::to_owned)
                 .or_else(|| self.previous.last_handled_reconcile_at.clone()),
             facts: self.facts(),
-            host_key: self.host_key(),
+            host_key: kept(self.trusts_first_use, self.findings.host_key.as_ref(), self.previous.host_key.as_ref()),
+            jump_host_key: kept(self.trusts_jump, self.findings.jump_host_key.as_ref(), self.previous.jump_host_key.as_ref()),
             stages: self.findings.records.as_slice().to_vec(),
             history: self.history(),
             flake: (flake != FlakeStatus::default()).then_some(flake),
@@ -145,11 +148,6 @@ impl Report<'_> {
             boot_id: host.boot_id.clone(),
             machine: host.machine.clone(),
         })
-    }
-
-    fn host_key(&self) -> Option<String> {
-        let seen = self.findings.host_key.clone().or_else(|| self.previous.host_key.clone());
-        seen.filter(|_| self.trusts_first_use)
     }
 
     fn history(&self) -> Vec<HistoryEntry> {
@@ -332,6 +330,11 @@ fn seconds(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
+/// The host key that goes into the status: the one that was seen last, if keys are taken on trust at all.
+fn kept(trusts: bool, seen: Option<&String>, before: Option<&String>) -> Option<String> {
+    seen.or(before).filter(|_| trusts).cloned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -389,6 +392,7 @@ mod tests {
             generation: 3,
             requested_at: None,
             trusts_first_use: false,
+            trusts_jump: false,
             mode: Mode::Switch,
             findings,
             state,

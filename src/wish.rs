@@ -1,19 +1,20 @@
 //! What a resource asks for, checked once: nothing behind this reads the raw spec. PURE.
 
 mod checks;
+mod target;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nixos_host_api::{DriftPolicy, FailedUnitsPolicy, FollowedFlake, HostKeyPolicy as Policy, Mode, NixOSHostSpec, Reason, RebootPolicy};
+use nixos_host_api::{DriftPolicy, FailedUnitsPolicy, FollowedFlake, Mode, NixOSHostSpec, Reason, RebootPolicy};
 use serde::Serialize;
 
 use crate::nix::FlakeRef;
 use crate::nix::flake_ref::{Follow, Source};
 use crate::stage::{Failure, chain};
 use crate::world::nix::{Credentials, Demands, Landed, Signers, SignersError};
-use crate::world::ssh::{HostKey, HostKeyPolicy, PrivateKey, Target};
+use crate::world::ssh::Target;
 
 pub use checks::{HealthCheck, Question};
 
@@ -97,17 +98,26 @@ pub const SSH_KEY: &str = "ssh-privatekey";
 /// Where a Secret comes from: its content, or why there is none.
 pub type Secret<'s> = &'s Result<SecretData, Failure>;
 
+/// What a wish is made of beside the spec.
+#[derive(Debug, Clone, Copy)]
+pub struct Given<'g> {
+    /// Of `connection.sshKeyRef`.
+    pub ssh_key: Secret<'g>,
+    /// Of `connection.jump.sshKeyRef`; there if that is.
+    pub jump_key: Option<Secret<'g>>,
+    /// Of `flake.credentialsRef`; there if that is.
+    pub credentials: Option<Secret<'g>>,
+    /// Of `flake.verify.gpgKeysRef`; there if that is.
+    pub gpg_keys: Option<Secret<'g>>,
+    /// `status.hostKey`: what was trusted at first use.
+    pub host_key: Option<&'g str>,
+    /// `status.jumpHostKey`.
+    pub jump_host_key: Option<&'g str>,
+}
+
 impl Wish {
-    /// Checks a spec. `recorded` is the host key of `status.hostKey`.
-    pub fn new(
-        id: HostId,
-        spec: &NixOSHostSpec,
-        ssh_key: Secret<'_>,
-        credentials: Option<Secret<'_>>,
-        gpg_keys: Option<Secret<'_>>,
-        recorded: Option<&str>,
-        local_flakes: bool,
-    ) -> Result<Self, Failure> {
+    /// Checks a spec.
+    pub fn new(id: HostId, spec: &NixOSHostSpec, given: Given<'_>, local_flakes: bool) -> Result<Self, Failure> {
         let flake = FlakeRef::new(&spec.flake.url, spec.flake.rev.as_deref(), spec.flake.reference.as_deref(), local_flakes)
             .map_err(|error| Failure::new(Reason::InvalidFlakeReference, error.to_string()))?;
         let attribute = spec.flake.attribute.clone().unwrap_or_else(|| id.name.clone());
@@ -123,9 +133,9 @@ impl Wish {
             substitute_on_host: copy.substitute_on_host.unwrap_or(false),
             interval: time_of("interval", spec.interval.as_ref(), 600)?,
             on_drift: spec.on_drift.unwrap_or_default(),
-            target: target(spec, ssh_key, recorded)?,
-            credentials: credentials.map(|secret| credentials_of(spec, secret)).transpose()?,
-            signers: signers(spec, &flake, gpg_keys)?,
+            target: target::target(&spec.connection, given)?,
+            credentials: given.credentials.map(|secret| credentials_of(spec, secret)).transpose()?,
+            signers: signers(spec, &flake, given.gpg_keys)?,
             allow_downgrade: spec.flake.allow_downgrade.unwrap_or(false),
             id,
             flake,
@@ -176,42 +186,6 @@ fn activation(spec: &NixOSHostSpec) -> Result<Activation, Failure> {
     Ok(activation)
 }
 
-fn target(spec: &NixOSHostSpec, ssh_key: Secret<'_>, recorded: Option<&str>) -> Result<Target, Failure> {
-    let connection = &spec.connection;
-    let host_key = |line: &String| {
-        line.parse::<HostKey>().map_err(|error| Failure::new(Reason::InvalidSpec, format!("spec.connection.hostKeys: {}", chain(&error))))
-    };
-    let pinned = connection.host_keys.iter().map(host_key).collect::<Result<Vec<_>, _>>()?;
-    let trusts = connection.host_key_policy == Some(Policy::TrustOnFirstUse);
-    let host_keys = if pinned.is_empty() && trusts {
-        let recorded = recorded.map(str::parse::<HostKey>).transpose();
-        HostKeyPolicy::TrustOnFirstUse {
-            recorded: recorded.map_err(|error| Failure::new(Reason::InvalidSpec, format!("status.hostKey: {}", chain(&error))))?,
-        }
-    } else {
-        HostKeyPolicy::Pinned(pinned)
-    };
-    let secret = &connection.ssh_key_ref.name;
-    let data = ssh_key.as_ref().map_err(Clone::clone)?;
-    let bytes = data.get(SSH_KEY).ok_or_else(|| {
-        Failure::new(
-            Reason::SecretInvalid,
-            format!("spec.connection.sshKeyRef: Secret {secret:?} has no key {SSH_KEY:?}; it has {}", listed(data)),
-        )
-    })?;
-    let key = PrivateKey::parse(&String::from_utf8_lossy(bytes)).map_err(|error| {
-        Failure::new(Reason::SecretInvalid, format!("spec.connection.sshKeyRef: Secret {secret:?}, key {SSH_KEY:?}: {}", chain(&error)))
-    })?;
-    Ok(Target {
-        addresses: connection.addresses.clone(),
-        port: connection.port.unwrap_or(22),
-        user: connection.user.clone().unwrap_or_else(|| "root".into()),
-        key,
-        host_keys,
-        jump: None,
-    })
-}
-
 fn credentials_of(spec: &NixOSHostSpec, secret: Secret<'_>) -> Result<Arc<Credentials>, Failure> {
     let name = spec.flake.credentials_ref.as_ref().map(|reference| reference.name.as_str()).unwrap_or_default();
     let data = secret.as_ref().map_err(Clone::clone)?;
@@ -253,11 +227,11 @@ mod tests {
         let spec = serde_json::json!({
             "flake": flake, "connection": {"addresses": ["h"], "sshKeyRef": {"name": "k"}, "hostKeyPolicy": "TrustOnFirstUse"},
         });
-        let key = russh::keys::PrivateKey::random(&mut rand::rng(), russh::keys::Algorithm::Ed25519).unwrap();
-        let key = key.to_openssh(russh::keys::ssh_key::LineEnding::LF).unwrap().as_bytes().to_vec();
+        let key = crate::world::ssh::some_private_key().into_bytes();
         let id = HostId { namespace: "n".into(), name: "web".into(), uid: "u".into(), created: 0 };
-        Wish::new(id, &serde_json::from_value(spec).unwrap(), &Ok(SecretData::from([(SSH_KEY.into(), key)])), None, None, None, false)
-            .unwrap()
+        let ssh_key = Ok(SecretData::from([(SSH_KEY.into(), key)]));
+        let given = Given { ssh_key: &ssh_key, jump_key: None, credentials: None, gpg_keys: None, host_key: None, jump_host_key: None };
+        Wish::new(id, &serde_json::from_value(spec).unwrap(), given, false).unwrap()
     }
 
     #[test]

@@ -196,7 +196,7 @@ async fn who_accepts_and_says_nothing_is_given_up() {
     let mut nowhere = tokio::io::sink();
     tokio::time::timeout(Duration::from_secs(2), tokio::io::copy(&mut accepted, &mut nowhere)).await.unwrap().unwrap();
     let options = ConnectOptions { deadline: Duration::from_millis(300), ..ConnectOptions::default() };
-    assert!(matches!(Session::connect(&silent, &options).await, Err(ConnectError::TimedOut { during: Phase::Handshake })));
+    assert!(matches!(Session::connect(&silent, &options).await, Err(ConnectError::TimedOut { during: Phase::Handshake, .. })));
 }
 
 fn local_store() -> LocalStore {

@@ -172,6 +172,44 @@ pub struct Connection {
     /// `Pinned` (default) needs hostKeys. `TrustOnFirstUse` takes the key that the machine shows at the first connection, records it in status.hostKey and insists on it from then on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_key_policy: Option<HostKeyPolicy>,
+
+    /// A jump host (bastion) to go through: the connection to the machine runs inside of one to it, and its names and addresses are those that the jump host knows.
+    /// One level: a jump host is reached directly. It sees encrypted traffic only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jump: Option<Jump>,
+}
+
+/// A jump host, and how it is reached. It needs sshd with TCP forwarding, and nothing of NixOS.
+#[derive(KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Jump {
+    /// Names or addresses, tried in order, the one that last worked first.
+    #[schemars(length(min = 1, max = 8), inner(length(min = 1, max = 253), regex(pattern = r"^[0-9A-Za-z:][0-9A-Za-z.:%-]*$")))]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Atomic)]
+    pub addresses: Vec<String>,
+
+    /// The SSH port. Default: 22.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<i32>", range(min = 1, max = 65535))]
+    pub port: Option<u16>,
+
+    /// The user to log in as; nothing is run there, so an account that may only forward is enough. Default: root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 32), regex(pattern = r"^[a-z_][a-z0-9_.-]*$"))]
+    pub user: Option<String>,
+
+    /// A Secret in the same namespace whose key `ssh-privatekey` is an unencrypted private key that the user accepts; it may be the machine's own. The key itself is sent to neither.
+    pub ssh_key_ref: LocalRef,
+
+    /// The jump host's host keys, as in /etc/ssh/ssh_host_ed25519_key.pub. Nothing is sent to one that shows another one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), inner(length(min = 1, max = 2048)))]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Atomic)]
+    pub host_keys: Vec<String>,
+
+    /// `Pinned` (default) needs hostKeys. `TrustOnFirstUse` takes the key that the jump host shows at the first connection, records it in status.jumpHostKey and insists on it from then on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_key_policy: Option<HostKeyPolicy>,
 }
 
 /// How the host key of a machine is known.

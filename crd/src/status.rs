@@ -49,6 +49,11 @@ pub struct NixOSHostStatus {
     #[schemars(length(max = 2048))]
     pub host_key: Option<String>,
 
+    /// The same of the jump host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 2048))]
+    pub jump_host_key: Option<String>,
+
     /// The last outcome of each stage, in their order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]

@@ -91,6 +91,12 @@ impl KeyPair {
         Self { file, public }
     }
 
+    /// `SHA256:…`, as sshd logs it.
+    pub fn fingerprint(&self) -> String {
+        let shown = output(Command::new("ssh-keygen").arg("-lf").arg(&self.file));
+        shown.split_whitespace().nth(1).expect("ssh-keygen shows size, fingerprint and type").to_owned()
+    }
+
     /// The private key's text, as it goes into a Secret.
     pub fn private(&self) -> String {
         std::fs::read_to_string(&self.file).expect("the private key was just made")

@@ -47,7 +47,7 @@ impl Hosts {
         let mut hosts = self.lock();
         if let Some(entry) = hosts.get_mut(&key) {
             // A person removes the recorded host key to have the next one trusted; a pass in flight would write it back.
-            let distrusted = host_key(&entry.object).is_some() && host_key(&object).is_none();
+            let distrusted = host_keys(&entry.object).zip(host_keys(&object)).any(|(before, now)| before.is_some() && now.is_none());
             entry.object = object;
             if entry.inputs != inputs || distrusted {
                 entry.inputs = inputs;
@@ -104,8 +104,10 @@ pub(super) fn key(object: &NixOSHost) -> Key {
     (object.namespace().unwrap_or_default(), object.name_any())
 }
 
-fn host_key(object: &NixOSHost) -> Option<&str> {
-    object.status.as_ref()?.host_key.as_deref()
+/// The recorded host keys, of the machine and of its jump host.
+fn host_keys(object: &NixOSHost) -> impl Iterator<Item = Option<&str>> {
+    let status = object.status.as_ref();
+    [status.and_then(|status| status.host_key.as_deref()), status.and_then(|status| status.jump_host_key.as_deref())].into_iter()
 }
 
 /// What of an object makes a new pass necessary. Status, labels and other people's annotations do not.
@@ -120,6 +122,8 @@ fn inputs(object: &NixOSHost) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use nixos_host_api::NixOSHostStatus;
+
     use super::*;
 
     fn host(generation: i64, requested_at: Option<&str>) -> NixOSHost {
@@ -148,16 +152,18 @@ mod tests {
 
     #[test]
     fn a_recorded_host_key_that_is_removed_cancels_the_pass_in_flight_and_one_that_is_recorded_does_not() {
-        let (hosts, parent) = (Hosts::default(), CancellationToken::new());
-        let with_key = |key: Option<&str>| {
-            let status = nixos_host_api::NixOSHostStatus { host_key: key.map(str::to_owned), ..Default::default() };
-            NixOSHost { status: Some(status), ..host(1, None) }
-        };
-        let task = hosts.put(host(1, None)).unwrap();
-        for (key, cancels) in [(Some("a"), false), (Some("a"), false), (None, true), (None, false)] {
-            let pass = hosts.begin(&task.key, &parent).unwrap().1;
-            hosts.put(with_key(key));
-            assert_eq!(pass.is_cancelled(), cancels, "{key:?}");
+        let set: [fn(&mut NixOSHostStatus, Option<String>); 2] =
+            [|status, key| status.host_key = key, |status, key| status.jump_host_key = key];
+        for set in set {
+            let (hosts, parent) = (Hosts::default(), CancellationToken::new());
+            let task = hosts.put(host(1, None)).unwrap();
+            for (key, cancels) in [(Some("a"), false), (Some("a"), false), (None, true), (None, false)] {
+                let pass = hosts.begin(&task.key, &parent).unwrap().1;
+                let mut status = NixOSHostStatus::default();
+                set(&mut status, key.map(str::to_owned));
+                hosts.put(NixOSHost { status: Some(status), ..host(1, None) });
+                assert_eq!(pass.is_cancelled(), cancels, "{key:?}");
+            }
         }
     }
 

@@ -17,10 +17,9 @@ use super::status::{Stored, Writer};
 use crate::pipeline::{Findings, Pass, Stop, Verdict, converge};
 use crate::report::State;
 use crate::stage::{Failure, Records, chain};
-use crate::wish::{HostId, SecretData, Wish};
+use crate::wish::{Given, HostId, SecretData, Wish};
 use crate::world::World;
 use crate::world::nix::RootName;
-use crate::world::ssh::HostKeyPolicy as HostKeyPolicies;
 
 /// What the host's task does next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +86,7 @@ fn context(controller: &Controller, object: &NixOSHost, before: &nixos_host_api:
         generation: object.metadata.generation.unwrap_or_default(),
         requested_at: requested_at(object),
         trusts_first_use: object.spec.connection.host_key_policy == Some(HostKeyPolicy::TrustOnFirstUse),
+        trusts_jump: object.spec.connection.jump.as_ref().is_some_and(|jump| jump.host_key_policy == Some(HostKeyPolicy::TrustOnFirstUse)),
         mode: object.spec.activation.as_ref().and_then(|activation| activation.mode).unwrap_or_default(),
         clock: controller.world.clock.clone(),
     }
@@ -124,7 +124,7 @@ async fn work(
         }
     };
     findings.records.forget("Read");
-    if matches!(wish.target.host_keys, HostKeyPolicies::TrustOnFirstUse { recorded: None }) {
+    if wish.target.trusts_anybody() {
         // Whoever takes the key out of the status asks to trust anew, whatever was seen earlier.
         controller.world.peers.forget(&wish.id.uid);
     }
@@ -190,6 +190,10 @@ async fn wish(
         created: object.creation_timestamp().map(|time| time.0.as_second()).unwrap_or_default(),
     };
     let ssh_key = secret(controller, &id.namespace, "connection.sshKeyRef", &object.spec.connection.ssh_key_ref.name).await?;
+    let jump_key = match &object.spec.connection.jump {
+        Some(jump) => Some(secret(controller, &id.namespace, "connection.jump.sshKeyRef", &jump.ssh_key_ref.name).await?),
+        None => None,
+    };
     let credentials = match &object.spec.flake.credentials_ref {
         Some(reference) => Some(secret(controller, &id.namespace, "flake.credentialsRef", &reference.name).await?),
         None => None,
@@ -198,8 +202,15 @@ async fn wish(
         Some(reference) => Some(secret(controller, &id.namespace, "flake.verify.gpgKeysRef", &reference.name).await?),
         None => None,
     };
-    let (recorded, local) = (before.host_key.as_deref(), controller.args.allow_local_flakes);
-    Ok(Wish::new(id, &object.spec, &ssh_key, credentials.as_ref(), gpg_keys.as_ref(), recorded, local))
+    let given = Given {
+        ssh_key: &ssh_key,
+        jump_key: jump_key.as_ref(),
+        credentials: credentials.as_ref(),
+        gpg_keys: gpg_keys.as_ref(),
+        host_key: before.host_key.as_deref(),
+        jump_host_key: before.jump_host_key.as_deref(),
+    };
+    Ok(Wish::new(id, &object.spec, given, controller.args.allow_local_flakes))
 }
 
 /// The content of a Secret, by a single get: Secrets are never cached. `Err` if the API server does not say: that is no fault of the resource.

@@ -26,6 +26,8 @@ pub(super) struct Context {
     pub(super) requested_at: Option<String>,
     /// Whether the host key is recorded.
     pub(super) trusts_first_use: bool,
+    /// The same for the jump host's.
+    pub(super) trusts_jump: bool,
     /// `spec.activation.mode`.
     pub(super) mode: Mode,
     /// For transition times.
@@ -41,6 +43,7 @@ impl Context {
             generation: self.generation,
             requested_at: self.requested_at.as_deref(),
             trusts_first_use: self.trusts_first_use,
+            trusts_jump: self.trusts_jump,
             mode: self.mode,
             findings,
             state,

@@ -129,6 +129,11 @@ pub trait Connection: fmt::Debug + Send + Sync {
     /// Which of the addresses answered, as it was given.
     fn address(&self) -> &str;
 
+    /// The connection to the jump host that this one runs through.
+    fn jump(&self) -> Option<&dyn Connection> {
+        None
+    }
+
     /// Runs a command: [`Host::exec`] for a connection of any kind.
     fn run<'a>(&'a self, command: &'a Command, stdin: Bytes, limits: Limits) -> BoxFuture<'a, Result<Output, ExecError>>;
 
@@ -168,6 +173,10 @@ impl Connection for Session {
 
     fn address(&self) -> &str {
         self.address()
+    }
+
+    fn jump(&self) -> Option<&dyn Connection> {
+        self.jump().map(|jump| jump as _)
     }
 
     fn run<'a>(&'a self, command: &'a Command, stdin: Bytes, limits: Limits) -> BoxFuture<'a, Result<Output, ExecError>> {

@@ -57,6 +57,16 @@ pub struct Peer {
     pub address: String,
     /// The host key that it showed.
     pub host_key: ssh::HostKey,
+    /// The jump host that the connection went through.
+    pub jump: Option<Box<Peer>>,
+}
+
+impl Peer {
+    /// What a connection that was made tells.
+    pub fn of(connection: &dyn Connection) -> Self {
+        let jump = connection.jump().map(|jump| Box::new(Self::of(jump)));
+        Self { address: connection.address().to_owned(), host_key: connection.host_key().clone(), jump }
+    }
 }
 
 /// Machines as the last connections found them.

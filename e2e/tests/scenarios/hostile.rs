@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use nixos_host_e2e::Scenario;
-use nixos_host_e2e::scenario::{condition, merge};
+use nixos_host_e2e::scenario::{SSH_SECRET, condition, merge};
 use nixos_host_e2e::until;
 use serde_json::{Value, json};
 
@@ -33,6 +33,9 @@ const FIELDS: [(&str, &str); 27] = [
     ("/spec/connection/hostKeys/0", "%"),
     ("/spec/connection/hostKeys/0", "ssh-ed25519 %"),
     ("/spec/connection/hostKeyPolicy", "%"),
+    ("/spec/connection/jump/addresses/0", "%"),
+    ("/spec/connection/jump/user", "%"),
+    ("/spec/connection/jump/sshKeyRef/name", "%"),
     ("/spec/interval", "%"),
     ("/spec/build/timeout", "%"),
     ("/spec/activation/mode", "%"),
@@ -85,6 +88,7 @@ const REASONS: [&str; 10] = [
 /// One NixOSHost for each field and each string.
 fn hostile(scenario: &Scenario, canary: &str) -> Vec<Value> {
     let strings = strings(canary);
+    let jump = json!({"addresses": ["127.0.0.1"], "port": 1, "user": "root", "sshKeyRef": {"name": SSH_SECRET}, "hostKeys": [scenario.hosts[0].host_key()]});
     let mut items = Vec::new();
     for (row, (pointer, around)) in FIELDS.iter().enumerate() {
         for (column, string) in strings.iter().enumerate() {
@@ -92,7 +96,7 @@ fn hostile(scenario: &Scenario, canary: &str) -> Vec<Value> {
                 "metadata": {"annotations": {"reconcile.fluxcd.io/requestedAt": "now"}},
                 "spec": {
                     "flake": {"rev": null, "credentialsRef": null},
-                    "connection": {"user": "root", "hostKeyPolicy": "Pinned"},
+                    "connection": {"user": "root", "hostKeyPolicy": "Pinned", "jump": jump},
                     "build": {"timeout": "1m"}, "activation": {"mode": "Switch", "activateWithin": "1m"}, "onDrift": "Correct",
                 },
             });

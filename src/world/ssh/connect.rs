@@ -20,7 +20,7 @@ use super::error::{ConnectError, Failure, Phase, Unreached};
 use super::handler::{Client, ClientError, Known};
 use super::host_key::HostKeyPolicy;
 use super::key::PrivateKey;
-use super::resolve::resolve;
+use super::resolve::{bare, resolve};
 use super::session::Session;
 use super::sever::Severable;
 
@@ -41,11 +41,16 @@ pub struct Target {
     pub jump: Option<Box<Target>>,
 }
 
+impl Target {
+    /// Whether any host key is good, its own or the jump host's.
+    pub fn trusts_anybody(&self) -> bool {
+        self.host_keys.expected().is_none() || self.jump.as_ref().is_some_and(|jump| jump.trusts_anybody())
+    }
+}
+
 /// How long to try.
 #[derive(Debug, Clone)]
 pub struct ConnectOptions {
-    /// An address that answered last time: tried first, if it is still one of the target's.
-    pub first: Option<String>,
     /// For finding and calling one address.
     pub per_address: Duration,
     /// For the key exchange with one address: who accepts connections and says nothing must not use up the deadline.
@@ -56,7 +61,7 @@ pub struct ConnectOptions {
 
 impl Default for ConnectOptions {
     fn default() -> Self {
-        Self { first: None, per_address: Duration::from_secs(5), handshake: Duration::from_secs(10), deadline: Duration::from_secs(30) }
+        Self { per_address: Duration::from_secs(5), handshake: Duration::from_secs(10), deadline: Duration::from_secs(30) }
     }
 }
 
@@ -83,11 +88,11 @@ struct Connection {
 struct Deadline(Pin<Box<Sleep>>);
 
 impl Deadline {
-    async fn bound<T>(&mut self, during: Phase, work: impl Future<Output = T>) -> Result<T, ConnectError> {
+    async fn bound<T>(&mut self, during: Phase, address: &str, work: impl Future<Output = T>) -> Result<T, ConnectError> {
         tokio::select! {
             biased;
             result = work => Ok(result),
-            () = &mut self.0 => Err(ConnectError::TimedOut { during }),
+            () = &mut self.0 => Err(ConnectError::TimedOut { during, address: address.to_owned() }),
         }
     }
 }
@@ -109,7 +114,7 @@ async fn dial(target: &Target, options: &ConnectOptions, deadline: &mut Deadline
         None => None,
     };
     let mut unusable = Vec::new();
-    for address in in_order(target, options) {
+    for address in target.addresses.iter().map(String::as_str) {
         match reach(address, target, jump.as_ref(), options, deadline).await? {
             Ok(connection) => return log_in(connection, target, address, jump, deadline).await,
             Err(why) => {
@@ -121,13 +126,6 @@ async fn dial(target: &Target, options: &ConnectOptions, deadline: &mut Deadline
     Err(verdict(target.port, unusable))
 }
 
-/// The addresses, the remembered one first.
-fn in_order<'a>(target: &'a Target, options: &'a ConnectOptions) -> impl Iterator<Item = &'a str> {
-    let remembered = |address: &&String| Some(*address) == options.first.as_ref();
-    let first = target.addresses.iter().filter(remembered);
-    first.chain(target.addresses.iter().filter(move |address| !remembered(address))).map(String::as_str)
-}
-
 /// Calls one address and exchanges keys. The outer error is the deadline's.
 async fn reach(
     address: &str,
@@ -137,13 +135,13 @@ async fn reach(
     deadline: &mut Deadline,
 ) -> Result<Result<Connection, Unusable>, ConnectError> {
     let call = call(address, target.port, jump, options.per_address);
-    let (stream, peer) = match deadline.bound(Phase::Connecting, call).await? {
+    let (stream, peer) = match deadline.bound(Phase::Connecting, address, call).await? {
         Ok(called) => called,
         Err(why) => return Ok(Err(Unusable::Unreached(why))),
     };
     let handshake = timeout(options.handshake, shake_hands(stream, peer, &target.host_keys));
     let silent = || Err(Unusable::Unreached(Unreached::TimedOut(Phase::Handshake)));
-    Ok(deadline.bound(Phase::Handshake, handshake).await?.unwrap_or_else(|_| silent()))
+    Ok(deadline.bound(Phase::Handshake, address, handshake).await?.unwrap_or_else(|_| silent()))
 }
 
 /// A stream to an address, and the socket that answered if it was called from here.
@@ -155,7 +153,7 @@ async fn call(
 ) -> Result<(Box<dyn Stream>, Option<SocketAddr>), Unreached> {
     let silent = || Unreached::TimedOut(Phase::Connecting);
     if let Some(jump) = jump {
-        let open = jump.handle.channel_open_direct_tcpip(address, port.into(), "127.0.0.1", 0);
+        let open = jump.handle.channel_open_direct_tcpip(bare(address), port.into(), "127.0.0.1", 0);
         let channel = timeout(bound, open).await.map_err(|_| silent())?.map_err(Unreached::ByJump)?;
         return Ok((Box::new(Channel::new(channel, Arc::clone(&jump.known), 0).into_stream()), None));
     }
@@ -234,7 +232,7 @@ async fn log_in(
 ) -> Result<Session, ConnectError> {
     let Connection { mut handle, known, cut, peer } = connection;
     let protocol = |source| ConnectError::Protocol { address: address.to_owned(), source };
-    let outcome = deadline.bound(Phase::Authenticating, authenticate(&mut handle, target)).await?.map_err(protocol)?;
+    let outcome = deadline.bound(Phase::Authenticating, address, authenticate(&mut handle, target)).await?.map_err(protocol)?;
     if let AuthResult::Failure { remaining_methods, .. } = outcome {
         // russh reports a connection that ended as a failure without methods.
         if handle.is_closed() && remaining_methods.is_empty() {

@@ -5,6 +5,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use russh::ChannelOpenFailure;
+
 use super::quote::QuoteError;
 
 /// Why there is no session.
@@ -56,10 +58,12 @@ pub enum ConnectError {
         source: russh::Error,
     },
     /// The deadline of the whole attempt passed.
-    #[error("no session within the deadline: it passed while {during}")]
+    #[error("no session within the deadline: it passed while {during} with {address}")]
     TimedOut {
         /// What was being done.
         during: Phase,
+        /// Where.
+        address: String,
     },
     /// The jump host could not be used.
     #[error("connecting to the jump host")]
@@ -123,6 +127,9 @@ impl fmt::Display for Failure {
             Unreached::TimedOut(Phase::Connecting) => f.write_str("does not answer"),
             Unreached::TimedOut(phase) => write!(f, "fell silent while {phase}"),
             Unreached::Io(error) => write!(f, "failed ({error})"),
+            Unreached::ByJump(russh::Error::ChannelOpenFailure(ChannelOpenFailure::AdministrativelyProhibited)) => {
+                f.write_str("may not be reached through the jump host, whose sshd refuses it (AllowTcpForwarding, PermitOpen)")
+            }
             Unreached::ByJump(error) => write!(f, "cannot be reached from the jump host ({error})"),
         }
     }

@@ -87,6 +87,13 @@ impl fmt::Debug for PrivateKey {
     }
 }
 
+/// A key that nobody else has, as it stands in a file.
+#[cfg(test)]
+pub(crate) fn some_private_key() -> String {
+    let key = keys::PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519).unwrap();
+    key.to_openssh(keys::ssh_key::LineEnding::LF).unwrap().to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -26,6 +26,8 @@ pub use connect::{ConnectOptions, Stream, Target};
 pub use error::{ConnectError, ExecError, Failure, Phase, Unreached};
 pub use exec::{Ended, Exit, Limits, Output};
 pub use host_key::{HostKey, HostKeyError, HostKeyPolicy};
+#[cfg(test)]
+pub(crate) use key::some_private_key;
 pub use key::{KeyError, PrivateKey};
 pub use port::PortError;
 pub use quote::QuoteError;

@@ -13,7 +13,7 @@ static LOOKUPS: Semaphore = Semaphore::const_new(32);
 
 /// The addresses of `host`, a name or an address (IPv6 with or without brackets), in the resolver's order.
 pub(super) async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-    let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+    let bare = bare(host);
     if let Ok(address) = bare.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address, port)]);
     }
@@ -25,6 +25,11 @@ pub(super) async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>
     };
     let addresses = tokio::task::spawn_blocking(lookup).await.map_err(io::Error::other)??;
     if addresses.is_empty() { Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address")) } else { Ok(addresses) }
+}
+
+/// An IPv6 address without its brackets; all else as it is.
+pub(super) fn bare(host: &str) -> &str {
+    host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host)
 }
 
 #[cfg(test)]

@@ -52,6 +52,11 @@ impl Session {
         &self.user
     }
 
+    /// The connection to the jump host that this one runs through.
+    pub fn jump(&self) -> Option<&Self> {
+        self.jump.as_deref()
+    }
+
     /// Whether the connection is known to be gone. `false` proves nothing.
     pub fn is_closed(&self) -> bool {
         self.handle.is_closed()
@@ -65,6 +70,9 @@ impl Session {
         };
         // Good manners only: dropping `self` closes the connection in any case.
         let _ = tokio::time::timeout(FAREWELL, farewell).await;
+        if let Some(jump) = self.jump {
+            Box::pin(jump.close()).await;
+        }
     }
 
     /// Starts `command`, to be written to and read from while it runs. Opening is not bounded here: put a deadline

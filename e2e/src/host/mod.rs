@@ -4,6 +4,7 @@
 
 pub mod facts;
 pub mod faults;
+pub mod hostile;
 pub mod network;
 pub mod proxy;
 pub mod store;

@@ -26,6 +26,7 @@ mod landing;
 mod lifecycle;
 mod machines;
 mod modes;
+mod neighbours;
 mod reaching;
 mod reboot;
 mod rejection;

@@ -61,6 +61,14 @@ pub enum CopyError {
         /// How far it was.
         progress: Snapshot,
     },
+    /// It moved, and would have taken for ever.
+    #[error("the copy is slower than {} KiB/s and was given up after {} min, {}; the next try goes on from there", super::SLOWEST >> 10, .after.as_secs() / 60, done(.progress))]
+    TooSlow {
+        /// When it was given up.
+        after: Duration,
+        /// How far it was.
+        progress: Snapshot,
+    },
     /// Somebody cancelled it.
     #[error("the copy was cancelled, {}", done(.progress))]
     Cancelled {

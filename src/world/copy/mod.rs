@@ -57,6 +57,12 @@ impl Options {
     }
 }
 
+/// Bytes a second below which a copy only holds a place that others wait for: what arrived stays, and the next try sends the rest.
+const SLOWEST: u64 = 16 << 10;
+
+/// What every copy may take, however small.
+const GRACE: Duration = Duration::from_secs(600);
+
 /// How far a copy is, for whoever looks.
 #[derive(Debug, Default)]
 pub struct Progress {
@@ -112,6 +118,19 @@ impl Progress {
 
     fn alive(&self) {
         self.signs_of_life.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Ends when the copy has taken longer than all that it has to send takes at [`SLOWEST`]; gives that time.
+    async fn too_slow(&self) -> Duration {
+        let mut waited = Duration::ZERO;
+        loop {
+            let may_take = GRACE + Duration::from_secs(self.bytes_total.load(Ordering::Relaxed) / SLOWEST);
+            if waited >= may_take {
+                return waited;
+            }
+            tokio::time::sleep(may_take.saturating_sub(waited)).await;
+            waited = may_take;
+        }
     }
 
     /// While `waived`, silence is no fault: something else bounds the wait.

@@ -33,6 +33,7 @@ pub async fn push(
         () = cancel.cancelled() => Err(CopyError::Cancelled { progress: progress.snapshot() }),
         result = copy(host, closure, options, progress) => result,
         () = progress.stalled(options.stall) => Err(CopyError::Stalled { after: options.stall, progress: progress.snapshot() }),
+        after = progress.too_slow() => Err(CopyError::TooSlow { after, progress: progress.snapshot() }),
     }
 }
 

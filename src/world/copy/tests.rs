@@ -123,3 +123,10 @@ async fn the_local_store_is_started_again_and_forgets_what_was_deleted() {
     assert_eq!(local.closure(&path).await.unwrap().root, path);
     assert!(local.valid(std::slice::from_ref(&path)).await.unwrap().contains(&path));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_that_trickles_is_given_up_after_the_time_that_a_weak_link_would_take() {
+    let progress = Progress::default();
+    progress.expect(100, 16 * 1024 * 1000);
+    assert_eq!(progress.too_slow().await, Duration::from_secs(600 + 1000));
+}

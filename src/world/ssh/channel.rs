@@ -26,6 +26,9 @@ use super::tail::Tail;
 /// Bytes of standard output that may wait to be read.
 const MOST_UNREAD: usize = 8 << 20;
 
+/// Bytes of standard error that a command may write, of which the last few are kept: who writes more only wants to be read.
+const MOST_ERRORS: usize = 64 << 20;
+
 /// Bytes in each direction between a connection and the jump host's channel that carries it.
 const TUNNEL_BUFFER: usize = 64 << 10;
 
@@ -73,7 +76,8 @@ struct End {
     exit: Option<Exit>,
     stderr: Tail,
     refused: bool,
-    too_much: bool,
+    /// The limit that was passed.
+    too_much: Option<usize>,
 }
 
 impl Channel {
@@ -89,7 +93,8 @@ impl Channel {
             half: Arc::clone(&half),
             pieces: Some(pieces),
             unread: Arc::clone(&unread),
-            end: End { exit: None, stderr: Tail::new(stderr), refused: false, too_much: false },
+            errors: 0,
+            end: End { exit: None, stderr: Tail::new(stderr), refused: false, too_much: None },
         };
         let pump = tokio::spawn(pump.run(inbox, over.clone(), let_go.clone()));
         Self {
@@ -164,8 +169,8 @@ impl Ending {
         if end.refused {
             return Err(ExecError::Refused);
         }
-        if end.too_much {
-            return Err(ExecError::TooMuchOutput { limit: MOST_UNREAD });
+        if let Some(limit) = end.too_much {
+            return Err(ExecError::TooMuchOutput { limit });
         }
         let exit = end.exit.ok_or_else(|| lost(&self.known))?;
         Ok(Ended { exit, stderr_tail: end.stderr.into_text() })
@@ -177,6 +182,7 @@ struct Pump {
     half: Arc<ChannelWriteHalf<Msg>>,
     pieces: Option<mpsc::UnboundedSender<Bytes>>,
     unread: Arc<AtomicUsize>,
+    errors: usize,
     end: End,
 }
 
@@ -218,7 +224,14 @@ impl Pump {
     fn take(&mut self, message: ChannelMsg) -> Next {
         match message {
             ChannelMsg::Data { data } => return self.keep(data),
-            ChannelMsg::ExtendedData { data, ext: STANDARD_ERROR } => self.end.stderr.push(&data),
+            ChannelMsg::ExtendedData { data, ext: STANDARD_ERROR } => {
+                self.end.stderr.push(&data);
+                self.errors += data.len();
+                if self.errors > MOST_ERRORS {
+                    self.end.too_much = Some(MOST_ERRORS);
+                    return Next::Close;
+                }
+            }
             ChannelMsg::Eof => self.pieces = None,
             ChannelMsg::ExitStatus { exit_status } => self.end.exit = Some(Exit::Status(exit_status)),
             ChannelMsg::ExitSignal { signal_name, .. } => self.end.exit = Some(Exit::Signal(format!("{signal_name:?}"))),
@@ -235,7 +248,7 @@ impl Pump {
     fn keep(&mut self, data: Bytes) -> Next {
         let Some(pieces) = &self.pieces else { return Next::Go };
         if self.unread.fetch_add(data.len(), Ordering::Relaxed) + data.len() > MOST_UNREAD {
-            self.end.too_much = true;
+            self.end.too_much = Some(MOST_UNREAD);
             return Next::Close;
         }
         // Nobody listens any more: then nobody misses it, and it must not count as unread.

@@ -161,7 +161,7 @@ pub enum ExecError {
     /// More came than was allowed for. The command was ended.
     #[error("the command wrote more than {limit} bytes")]
     TooMuchOutput {
-        /// Bytes of standard output that are allowed for.
+        /// Bytes that are allowed for.
         limit: usize,
     },
     /// The deadline passed. The command was told to end, and may run on.

@@ -17,6 +17,8 @@ mod resolve;
 mod session;
 mod sever;
 mod tail;
+#[cfg(test)]
+mod tests;
 
 use bytes::Bytes;
 

@@ -7,6 +7,7 @@ pub mod controller;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub mod fuzz;
+pub mod host_build;
 pub mod landing;
 pub mod metrics;
 pub mod nix;

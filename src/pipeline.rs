@@ -5,14 +5,14 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures::future::maybe_done;
-use nixos_host_api::{DriftPolicy, FollowedFlake, Mode, Outcome, Reason};
+use nixos_host_api::{BuildOn, DriftPolicy, FollowedFlake, Mode, Outcome, Reason};
 use tokio_util::sync::CancellationToken;
 
 use crate::landing::HostStatus;
 use crate::nix::{LockedFlake, StorePath};
 use crate::observe::{Observed, claimed, observe};
 use crate::stage::{Failure, Records, Stage};
-use crate::stages::{activate, build, commit, copy, dry, evaluate, order, reboot, resolve, verify};
+use crate::stages::{activate, build, build_on_host, commit, copy, dry, evaluate, order, reboot, resolve, verify};
 use crate::wish::Wish;
 use crate::world::World;
 use crate::world::nix::Evaluated;
@@ -127,10 +127,22 @@ pub async fn converge<R: Reporter>(pass: &mut Pass<'_, R>) -> Result<Verdict, St
     }
     order::held(pass, &evaluated)?;
     order::earlier(pass, observed.as_ref().ok(), &evaluated).await?;
-    // A host that cannot be reached keeps nothing else from being ready for when it is back.
-    let toplevel = build::run(pass, &evaluated).await?;
-    let observed = observed?;
-    let copied = copy::run(pass, &observed, toplevel).await?;
+    let (observed, copied) = match pass.wish.build_on {
+        BuildOn::Controller => {
+            // A host that cannot be reached keeps nothing else from being ready for when it is back.
+            let toplevel = build::run(pass, &evaluated).await?;
+            let observed = observed?;
+            let copied = copy::run(pass, &observed, toplevel).await?;
+            (observed, copied)
+        }
+        BuildOn::Host => {
+            let observed = observed?;
+            build_on_host::refused(pass, &evaluated)?;
+            let sent = copy::derivation(pass, &observed, &evaluated).await?;
+            let copied = build_on_host::run(pass, &observed, &evaluated, sent).await?;
+            (observed, copied)
+        }
+    };
     if pass.wish.activation.mode == Mode::DryActivate {
         return dry::run(pass, &observed, &copied).await;
     }

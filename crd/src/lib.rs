@@ -12,7 +12,7 @@ pub use duration::{Duration, DurationError};
 pub use health::{CheckFailurePolicy, CheckFrom, HealthCheck, HttpCheck, HttpScheme, TcpCheck};
 pub use reasons::{Class, Reason, condition};
 pub use spec::{
-    Activation, Build, Connection, Copy, DriftPolicy, FailedUnitsPolicy, Flake, HostKeyPolicy, Jump, LocalRef, Mode, NixOSHost,
+    Activation, Build, BuildOn, Connection, Copy, DriftPolicy, FailedUnitsPolicy, Flake, HostKeyPolicy, Jump, LocalRef, Mode, NixOSHost,
     NixOSHostSpec, RebootPolicy, Verify,
 };
 pub use status::{

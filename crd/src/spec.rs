@@ -225,10 +225,25 @@ pub enum HostKeyPolicy {
 #[derive(KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct Build {
+    /// Where: by the `Controller` (default), which then copies what the machine lacks; or on the `Host`, for a machine behind a weak link: only derivations and sources are
+    /// sent, and the machine builds at low priority, taking from its own binary caches what they have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on: Option<BuildOn>,
+
     /// How long the whole build may take, from 1s to 24h. Default: 1h.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = kube::core::Rule::new("!self.matches('^([0-9]+(\\\\.[0-9]+)?(ms|s|m|h))+$') || (duration(self) >= duration('1s') && duration(self) <= duration('24h'))").message("timeout: from 1s to 24h"))]
     pub timeout: Option<Duration>,
+}
+
+/// Where a system is built.
+#[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BuildOn {
+    /// By the controller, which copies the closure.
+    #[default]
+    Controller,
+    /// On the machine, to which derivations are copied.
+    Host,
 }
 
 /// How the closure gets to the machine.

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use nixos_host_controller::nix::{Closure, StorePath};
 use nixos_host_controller::world::copy::{Copied, CopyError, LocalStore, NixStore, Options, Progress, push};
 use nixos_host_controller::world::ssh::{
-    Command, ConnectError, ConnectOptions, ExecError, Exit, Host as _, HostKeyPolicy, Limits, PortError, PrivateKey, Session, Target, Unreached,
+    Command, ConnectError, ConnectOptions, ExecError, Exit, Host as _, HostKeyPolicy, Limits, PortError, PrivateKey, Session, Target,
+    Unreached,
 };
 use nixos_host_e2e::flake::fleet::{Fill, Packages};
 use nixos_host_e2e::wait::until_true;

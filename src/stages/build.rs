@@ -41,7 +41,7 @@ pub async fn run<R: Reporter>(pass: &mut Pass<'_, R>, evaluated: &Evaluated) -> 
     } else {
         pass.begin(&stage, format!("building {}", evaluated.out.name()))?;
     }
-    let built = match wrong_architecture(&stage, evaluated) {
+    let built = match wrong_architecture(stage.architecture.as_deref(), evaluated) {
         Some(failure) => Err(failure.into()),
         None => build(pass, evaluated).await,
     };
@@ -50,9 +50,9 @@ pub async fn run<R: Reporter>(pass: &mut Pass<'_, R>, evaluated: &Evaluated) -> 
 }
 
 /// A system for another architecture would copy, and then break every program of the machine.
-fn wrong_architecture(stage: &Build, evaluated: &Evaluated) -> Option<Failure> {
+pub(super) fn wrong_architecture(architecture: Option<&str>, evaluated: &Evaluated) -> Option<Failure> {
     let system = evaluated.system.as_deref()?;
-    let host = stage.architecture.as_deref().filter(|host| *host != system)?;
+    let host = architecture.filter(|host| *host != system)?;
     let message = format!("the system is for {system}, and the machine is {host}: correct nixpkgs.hostPlatform or spec.flake.attribute");
     Some(Failure::new(Reason::WrongArchitecture, message))
 }

@@ -2,6 +2,7 @@
 
 pub mod activate;
 pub mod build;
+pub mod build_on_host;
 pub mod checks;
 pub mod commit;
 pub mod copy;

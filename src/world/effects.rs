@@ -12,10 +12,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::copy::{self, Copied, CopyError, LocalStore, LocalStoreError};
 use super::lead::Lead;
-use super::nix::{Build, BuildError, BuildProgress, Evaluate, EvaluateError, Evaluated, Nix, Resolve, ResolveError, RootName, RootsError};
+use super::nix::{
+    Build, BuildError, BuildProgress, Evaluate, EvaluateError, Evaluated, Nix, Resolve, ResolveError, RootKind, RootName, RootsError,
+};
 use super::probe::{self, Answer, Endpoint, Get, ProbeError, Wanted};
 use super::ssh::{Command, ConnectError, ConnectOptions, ExecError, Host, HostKey, Limits, Output, Session, Target};
-use crate::nix::{Closure, LockedFlake, StorePath};
+use crate::nix::{Closure, DrvPath, LockedFlake, StorePath};
 
 /// A connection to a host, logged in. Dropped, it is gone at once, with all that runs on it. The only way to the host's commands: it asks whether
 /// they are allowed.
@@ -99,6 +101,9 @@ pub trait Effects: Send + Sync {
 
     /// The closure of a path in the local store, references first.
     fn closure<'a>(&'a self, root: &'a StorePath) -> BoxFuture<'a, Result<Closure, LocalStoreError>>;
+
+    /// Keeps a derivation from the garbage collector, for a resource whose system is built elsewhere.
+    fn keep_derivation(&self, root: &RootName, drv: &DrvPath) -> Result<(), RootsError>;
 
     /// Lets the garbage collector have all that was kept for a resource.
     fn drop_roots(&self, root: &RootName) -> Result<(), RootsError>;
@@ -240,6 +245,12 @@ impl Effects for Real {
 
     fn closure<'a>(&'a self, root: &'a StorePath) -> BoxFuture<'a, Result<Closure, LocalStoreError>> {
         self.store.closure(root).boxed()
+    }
+
+    fn keep_derivation(&self, root: &RootName, drv: &DrvPath) -> Result<(), RootsError> {
+        let roots = self.nix.roots();
+        roots.set(root, RootKind::Drv, drv.as_store_path())?;
+        roots.drop(root, RootKind::System)
     }
 
     fn drop_roots(&self, root: &RootName) -> Result<(), RootsError> {

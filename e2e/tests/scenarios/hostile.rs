@@ -11,7 +11,7 @@ use crate::cases::nowhere;
 use crate::{SOON, message};
 
 /// The fields that are strings, as JSON pointers; `%` in what stands behind it is where the hostile string goes.
-const FIELDS: [(&str, &str); 27] = [
+const FIELDS: [(&str, &str); 28] = [
     ("/metadata/name", "%"),
     ("/metadata/annotations/reconcile.fluxcd.io~1requestedAt", "%"),
     ("/spec/flake/url", "%"),
@@ -37,6 +37,7 @@ const FIELDS: [(&str, &str); 27] = [
     ("/spec/connection/jump/user", "%"),
     ("/spec/connection/jump/sshKeyRef/name", "%"),
     ("/spec/interval", "%"),
+    ("/spec/build/on", "%"),
     ("/spec/build/timeout", "%"),
     ("/spec/activation/mode", "%"),
     ("/spec/activation/activateWithin", "%"),
@@ -96,13 +97,16 @@ fn hostile(scenario: &Scenario, canary: &str) -> Vec<Value> {
                 "metadata": {"annotations": {"reconcile.fluxcd.io/requestedAt": "now"}},
                 "spec": {
                     "flake": {"rev": null, "credentialsRef": null},
-                    "connection": {"user": "root", "hostKeyPolicy": "Pinned", "jump": jump},
-                    "build": {"timeout": "1m"}, "activation": {"mode": "Switch", "activateWithin": "1m"}, "onDrift": "Correct",
+                    "connection": {"user": "root", "hostKeyPolicy": "Pinned"},
+                    "build": {"on": "Controller", "timeout": "1m"}, "activation": {"mode": "Switch", "activateWithin": "1m"}, "onDrift": "Correct",
                 },
             });
             let mut item = nowhere(scenario, &format!("hostile-{row}-{column}"), &full);
             if around.starts_with("path:") {
                 merge(&mut item, &json!({"spec": {"flake": {"ref": null}}}));
+            }
+            if pointer.starts_with("/spec/connection/jump") {
+                merge(&mut item, &json!({"spec": {"connection": {"jump": jump}}}));
             }
             if *pointer == "/spec/flake/rev" {
                 merge(&mut item, &json!({"spec": {"flake": {"ref": null, "rev": "x"}}}));

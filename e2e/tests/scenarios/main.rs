@@ -13,6 +13,7 @@
 
 mod api;
 mod brake;
+mod building;
 mod cancel;
 mod cases;
 mod crashes;

@@ -49,7 +49,7 @@ pub async fn connect(world: &World, wish: &Wish) -> Result<Link, Failure> {
         recall(&mut target, &peer);
     }
     let session = world.connect(&target, &ConnectOptions::default()).await.map_err(|error| connect_failure(&error))?;
-    world.peers.put(&wish.id.uid, Peer::of(&*session));
+    world.peers.put(&wish.id.uid, session.peer());
     Ok(session)
 }
 

@@ -182,7 +182,7 @@ impl<R: Reporter> Pass<'_, R> {
             Ok(observed) => {
                 self.findings.records.forget("Observe");
                 self.findings.host_key = Some(observed.session.host_key().to_string());
-                self.findings.jump_host_key = observed.session.jump().map(|jump| jump.host_key().to_string());
+                self.findings.jump_host_key = observed.session.jump_host_key().map(ToString::to_string);
                 self.saw(observed.host.clone());
                 claimed(self.world, self.wish, &observed.host)?;
                 order::unfinished(self, observed);

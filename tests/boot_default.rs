@@ -53,7 +53,8 @@ fn what_grub_is_told_to_start_once_is_what_it_would_start() {
     for (case, entries) in [("grub", 3), ("grub-other-entries-first", 1), ("grub-reboot", 1)] {
         let tree = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/landing/testdata/boot").join(case).join("tree/boot/grub/grub.cfg");
         let menu = fs::read_to_string(&tree).unwrap();
-        let mut systems: Vec<&str> = menu.split(" init=").skip(1).filter_map(|rest| rest.split_once("/init").map(|(path, _)| path)).collect();
+        let mut systems: Vec<&str> =
+            menu.split(" init=").skip(1).filter_map(|rest| rest.split_once("/init").map(|(path, _)| path)).collect();
         systems.sort_unstable();
         systems.dedup();
         assert!(systems.len() >= entries, "{case}: {systems:?}");

@@ -10,6 +10,7 @@ use futures::future::BoxFuture;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::Peer;
 use super::copy::{self, Copied, CopyError, LocalStore, LocalStoreError};
 use super::lead::Lead;
 use super::nix::{
@@ -47,6 +48,16 @@ impl Link {
     /// Which of the addresses answered, as it was given.
     pub fn address(&self) -> &str {
         self.connection.address()
+    }
+
+    /// The key of the jump host that this connection runs through.
+    pub fn jump_host_key(&self) -> Option<&HostKey> {
+        self.connection.jump().map(|jump| jump.host_key())
+    }
+
+    /// What proved to be there, for the next connection.
+    pub fn peer(&self) -> Peer {
+        Peer::of(&*self.connection)
     }
 
     /// Brings a closure to the host.

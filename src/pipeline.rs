@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures::future::maybe_done;
-use nixos_host_api::{BuildOn, DriftPolicy, FollowedFlake, Mode, Outcome, Reason};
+use nixos_host_api::{BuildLocation, DriftPolicy, FollowedFlake, Mode, Outcome, Reason};
 use tokio_util::sync::CancellationToken;
 
 use crate::landing::HostStatus;
@@ -128,14 +128,14 @@ pub async fn converge<R: Reporter>(pass: &mut Pass<'_, R>) -> Result<Verdict, St
     order::held(pass, &evaluated)?;
     order::earlier(pass, observed.as_ref().ok(), &evaluated).await?;
     let (observed, copied) = match pass.wish.build_on {
-        BuildOn::Controller => {
+        BuildLocation::Controller => {
             // A host that cannot be reached keeps nothing else from being ready for when it is back.
             let toplevel = build::run(pass, &evaluated).await?;
             let observed = observed?;
             let copied = copy::run(pass, &observed, toplevel).await?;
             (observed, copied)
         }
-        BuildOn::Host => {
+        BuildLocation::Host => {
             let observed = observed?;
             build_on_host::refused(pass, &evaluated)?;
             let sent = copy::derivation(pass, &observed, &evaluated).await?;

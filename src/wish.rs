@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nixos_host_api::{BuildOn, DriftPolicy, FailedUnitsPolicy, FollowedFlake, Mode, NixOSHostSpec, Reason, RebootPolicy};
+use nixos_host_api::{BuildLocation, DriftPolicy, FailedUnitsPolicy, FollowedFlake, Mode, NixOSHostSpec, Reason, RebootPolicy};
 use serde::Serialize;
 
 use crate::nix::FlakeRef;
@@ -52,7 +52,7 @@ pub struct Wish {
     /// The machine.
     pub target: Target,
     /// Where the system is built.
-    pub build_on: BuildOn,
+    pub build_on: BuildLocation,
     /// For the whole build.
     pub build_timeout: Duration,
     /// Whether the machine may fetch from its own caches first.
@@ -131,7 +131,7 @@ impl Wish {
         let build = spec.build.clone().unwrap_or_default();
         Ok(Self {
             checks: checks::checks(&spec.health_checks, &activation)?,
-            build_on: build.on.unwrap_or_default(),
+            build_on: build.location.unwrap_or_default(),
             build_timeout: time_of("build.timeout", build.timeout.as_ref(), 3600)?,
             substitute_on_host: copy.substitute_on_host.unwrap_or(false),
             interval: time_of("interval", spec.interval.as_ref(), 600)?,

@@ -12,8 +12,8 @@ pub use duration::{Duration, DurationError};
 pub use health::{CheckFailurePolicy, CheckFrom, HealthCheck, HttpCheck, HttpScheme, TcpCheck};
 pub use reasons::{Class, Reason, condition};
 pub use spec::{
-    Activation, Build, BuildOn, Connection, Copy, DriftPolicy, FailedUnitsPolicy, Flake, HostKeyPolicy, Jump, LocalRef, Mode, NixOSHost,
-    NixOSHostSpec, RebootPolicy, Verify,
+    Activation, Build, BuildLocation, Connection, Copy, DriftPolicy, FailedUnitsPolicy, Flake, HostKeyPolicy, Jump, LocalRef, Mode,
+    NixOSHost, NixOSHostSpec, RebootPolicy, Verify,
 };
 pub use status::{
     AppliedFlake, Facts, FlakeStatus, FollowedFlake, HistoryEntry, LandingRef, NixOSHostStatus, Outcome, StageRecord, SystemStatus,

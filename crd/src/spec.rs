@@ -228,7 +228,7 @@ pub struct Build {
     /// Where: by the `Controller` (default), which then copies what the machine lacks; or on the `Host`, for a machine behind a weak link: only derivations and sources are
     /// sent, and the machine builds at low priority, taking from its own binary caches what they have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub on: Option<BuildOn>,
+    pub location: Option<BuildLocation>,
 
     /// How long the whole build may take, from 1s to 24h. Default: 1h.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -238,7 +238,7 @@ pub struct Build {
 
 /// Where a system is built.
 #[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum BuildOn {
+pub enum BuildLocation {
     /// By the controller, which copies the closure.
     #[default]
     Controller,

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use nixos_host_api::{BuildOn, Reason};
+use nixos_host_api::{BuildLocation, Reason};
 use serde::Serialize;
 
 use super::build::wrong_architecture;
@@ -22,7 +22,7 @@ use crate::world::ssh::ExecError;
 pub struct BuildOnHost {
     drv: String,
     architecture: Option<String>,
-    on: BuildOn,
+    on: BuildLocation,
 }
 
 impl Stage for BuildOnHost {
@@ -32,7 +32,11 @@ impl Stage for BuildOnHost {
 
 impl BuildOnHost {
     fn of<R: Reporter>(pass: &Pass<'_, R>, evaluated: &Evaluated) -> Self {
-        Self { drv: evaluated.drv.to_string(), architecture: pass.host().and_then(|host| host.architecture.clone()), on: BuildOn::Host }
+        Self {
+            drv: evaluated.drv.to_string(),
+            architecture: pass.host().and_then(|host| host.architecture.clone()),
+            on: BuildLocation::Host,
+        }
     }
 }
 

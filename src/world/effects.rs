@@ -52,7 +52,7 @@ impl Link {
 
     /// The key of the jump host that this connection runs through.
     pub fn jump_host_key(&self) -> Option<&HostKey> {
-        self.connection.jump().map(|jump| jump.host_key())
+        self.connection.jump().map(Connection::host_key)
     }
 
     /// What proved to be there, for the next connection.

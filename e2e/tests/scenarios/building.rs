@@ -16,7 +16,7 @@ use crate::{SOON, doing, message, stage};
 const UNIT: &str = "nixos-host-controller-build.service";
 
 fn on_host(timeout: &str) -> Value {
-    json!({"spec": {"build": {"on": "Host", "timeout": timeout}}})
+    json!({"spec": {"build": {"location": "Host", "timeout": timeout}}})
 }
 
 fn sent_bytes(scenario: &Scenario) -> f64 {
@@ -84,7 +84,7 @@ async fn a_build_on_the_machine_outlives_the_controller_and_ends_with_the_wish()
     scenario.request(0);
     until_true("the next build to begin", SOON, || written(&scenario.hosts[0], "second 1 of 601") == 1).await;
     doing(&scenario, 0, "Building").await;
-    scenario.apply(0, &json!({"spec": {"build": {"on": "Host"}, "suspend": true}}));
+    scenario.apply(0, &json!({"spec": {"build": {"location": "Host"}, "suspend": true}}));
     let processes = "systemctl is-active nixos-host-controller-build; grep -l '[s]econd.*of.*seconds' /proc/[0-9]*/cmdline";
     until("the build to be gone with all its processes", Duration::from_secs(3), || async {
         let seen = scenario.hosts[0].exec(&["sh", "-c", processes]).stdout;

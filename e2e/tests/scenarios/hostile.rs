@@ -37,7 +37,7 @@ const FIELDS: [(&str, &str); 31] = [
     ("/spec/connection/jump/user", "%"),
     ("/spec/connection/jump/sshKeyRef/name", "%"),
     ("/spec/interval", "%"),
-    ("/spec/build/on", "%"),
+    ("/spec/build/location", "%"),
     ("/spec/build/timeout", "%"),
     ("/spec/activation/mode", "%"),
     ("/spec/activation/activateWithin", "%"),
@@ -98,7 +98,7 @@ fn hostile(scenario: &Scenario, canary: &str) -> Vec<Value> {
                 "spec": {
                     "flake": {"rev": null, "credentialsRef": null},
                     "connection": {"user": "root", "hostKeyPolicy": "Pinned"},
-                    "build": {"on": "Controller", "timeout": "1m"}, "activation": {"mode": "Switch", "activateWithin": "1m"}, "onDrift": "Correct",
+                    "build": {"location": "Controller", "timeout": "1m"}, "activation": {"mode": "Switch", "activateWithin": "1m"}, "onDrift": "Correct",
                 },
             });
             let mut item = nowhere(scenario, &format!("hostile-{row}-{column}"), &full);

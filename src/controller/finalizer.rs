@@ -10,7 +10,7 @@ use nixos_host_api::{FINALIZER, NixOSHost};
 const WITHIN: Duration = Duration::from_secs(20);
 
 /// Adds ours to those that are there; refused by the API server if the object changed meanwhile.
-pub(super) async fn add(api: &Api<NixOSHost>, object: &NixOSHost) -> Result<(), Error> {
+pub(super) async fn add(api: &Api<NixOSHost>, object: &NixOSHost) -> Result<NixOSHost, Error> {
     let mut finalizers = object.finalizers().to_vec();
     finalizers.push(FINALIZER.to_owned());
     let patch = serde_json::json!({"metadata": {"finalizers": finalizers, "resourceVersion": object.resource_version()}});
@@ -25,13 +25,13 @@ pub(super) async fn remove(api: &Api<NixOSHost>, object: &NixOSHost) -> Result<(
     let removal: Patch<()> = Patch::Json(serde_json::from_value(operations).map_err(Error::SerdeError)?);
     match bounded(api.patch(&object.name_any(), &PatchParams::default(), &removal)).await {
         Err(Error::Api(status)) if status.code == 404 => Ok(()),
-        result => result,
+        result => result.map(|_| ()),
     }
 }
 
-async fn bounded(call: impl Future<Output = Result<NixOSHost, Error>>) -> Result<(), Error> {
+async fn bounded(call: impl Future<Output = Result<NixOSHost, Error>>) -> Result<NixOSHost, Error> {
     match tokio::time::timeout(WITHIN, call).await {
-        Ok(result) => result.map(|_| ()),
+        Ok(result) => result,
         Err(_) => Err(Error::Service("the API server did not answer".into())),
     }
 }

@@ -45,7 +45,8 @@ pub(super) async fn run(
         return end(controller, &api, object).await;
     }
     if !object.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
-        finalizer::add(&api, object).await?;
+        let added = finalizer::add(&api, object).await?;
+        *stored = std::mem::take(stored).newest(&added);
     }
     let writer = Writer::new(api, object, stored.clone(), controller.world.lead.clone());
     let before = stored.status.clone();

@@ -76,7 +76,7 @@ impl StatusReporter {
     pub(super) async fn end(self, findings: &Findings, state: State) -> Result<bool, WriteError> {
         let (context, writer) = (self.context.clone(), self.writer.clone());
         self.quit().await;
-        writer.write(|stored| context.status(stored, findings, state)).await
+        writer.write(|stored| context.status(stored, findings, state.clone())).await
     }
 
     /// Says no more. Progress that was not written yet never is.
@@ -99,8 +99,10 @@ impl Reporter for StatusReporter {
     }
 
     async fn intend(&self, findings: &Findings) -> Result<(), Failure> {
-        let state = State::Doing(Reason::Activating, "about to activate".into());
-        let written = self.writer.write(|stored| self.context.status(stored, findings, state)).await;
+        let (stage, message) = (Reason::Activating, "about to activate".to_owned());
+        // Progress that waits to be written would take back what is stored now.
+        self.doing(findings, stage, message.clone());
+        let written = self.writer.write(|stored| self.context.status(stored, findings, State::Doing(stage, message.clone()))).await;
         written.map(|_| ()).map_err(|error| nothing(&format!("it could not be written down first: {}", chain(&error))))
     }
 }

@@ -33,6 +33,9 @@ pub(super) enum WriteError {
     /// The object is another one of the same name: the host was deleted and made anew.
     #[error("writing the status: the object was replaced by another one of the same name")]
     Replaced,
+    /// What this pass knows of the host is no longer all that is known.
+    #[error("writing the status: somebody else wrote it since this pass began")]
+    Overtaken,
 }
 
 /// What is known to be stored.
@@ -41,13 +44,15 @@ pub(super) struct Stored {
     /// The status.
     pub(super) status: NixOSHostStatus,
     version: u64,
+    /// What was sent last, if its answer was not heard: it may be stored.
+    sent: Option<NixOSHostStatus>,
 }
 
 impl Stored {
     /// The newer of what a watch delivered and what was written last: a watch may lag behind one's own writes.
     pub(super) fn newest(self, object: &NixOSHost) -> Self {
         let version = version(object);
-        if version > self.version { Self { status: object.status.clone().unwrap_or_default(), version } } else { self }
+        if version > self.version { Self { status: object.status.clone().unwrap_or_default(), version, sent: None } } else { self }
     }
 }
 
@@ -78,24 +83,58 @@ impl Writer {
     }
 
     /// Writes what `make` makes of the stored status, unless that is it already. Says whether anything was written.
-    pub(super) async fn write(&self, make: impl FnOnce(&NixOSHostStatus) -> NixOSHostStatus) -> Result<bool, WriteError> {
+    ///
+    /// A write goes on top of the version that it was made from, or not at all: one that comes late, or from a controller that another one has
+    /// followed, would otherwise take back what is known of a landing.
+    pub(super) async fn write(&self, mut make: impl FnMut(&NixOSHostStatus) -> NixOSHostStatus) -> Result<bool, WriteError> {
         let mut stored = self.stored.lock().await;
-        let status = make(&stored.status);
-        if status == stored.status {
-            return Ok(false);
+        let mut refreshed = false;
+        loop {
+            let status = make(&stored.status);
+            if status == stored.status {
+                return Ok(refreshed);
+            }
+            stored.sent = Some(status.clone());
+            match self.apply(&status, stored.version).await {
+                Ok(object) => {
+                    *stored = Stored { version: version(&object), status: object.status.unwrap_or(status), sent: None };
+                    return Ok(true);
+                }
+                Err(WriteError::Api(error)) if !refreshed && matches!(&*error, kube::Error::Api(status) if status.code == 409) => {
+                    *stored = self.refreshed(&stored).await?;
+                    refreshed = true;
+                }
+                Err(error) => return Err(error),
+            }
         }
+    }
+
+    async fn apply(&self, status: &NixOSHostStatus, version: u64) -> Result<NixOSHost, WriteError> {
         if !self.lead.holds() {
             return Err(WriteError::Deposed);
         }
-        let body = serde_json::json!({"apiVersion": "nixoshost.dev/v1alpha1", "kind": "NixOSHost", "status": status});
+        let metadata = if version == 0 { serde_json::json!({}) } else { serde_json::json!({"resourceVersion": version.to_string()}) };
+        let body = serde_json::json!({"apiVersion": "nixoshost.dev/v1alpha1", "kind": "NixOSHost", "metadata": metadata, "status": status});
         let parameters = PatchParams::apply(MANAGER).force();
-        let patched = tokio::time::timeout(REQUEST_WITHIN, self.api.patch_status(&self.name, &parameters, &Patch::Apply(body))).await;
-        let object = patched.map_err(|_| WriteError::TimedOut)?.map_err(|error| WriteError::Api(Box::new(error)))?;
-        if object.uid().as_deref() != Some(&self.uid) {
-            return Err(WriteError::Replaced);
+        self.ours(self.api.patch_status(&self.name, &parameters, &Patch::Apply(body))).await
+    }
+
+    /// The newest version, if its status is the one that is known, or the one whose answer was not heard.
+    async fn refreshed(&self, known: &Stored) -> Result<Stored, WriteError> {
+        let object = self.ours(self.api.get(&self.name)).await?;
+        let version = version(&object);
+        let status = object.status.unwrap_or_default();
+        if status == known.status || known.sent.as_ref() == Some(&status) {
+            return Ok(Stored { status, version, sent: None });
         }
-        *stored = Stored { version: version(&object), status: object.status.unwrap_or(status) };
-        Ok(true)
+        Err(WriteError::Overtaken)
+    }
+
+    /// What the API server answers in time, if it is of our object.
+    async fn ours(&self, call: impl Future<Output = Result<NixOSHost, kube::Error>>) -> Result<NixOSHost, WriteError> {
+        let answer = tokio::time::timeout(REQUEST_WITHIN, call).await.map_err(|_| WriteError::TimedOut)?;
+        let object = answer.map_err(|error| WriteError::Api(Box::new(error)))?;
+        if object.uid().as_deref() == Some(&self.uid) { Ok(object) } else { Err(WriteError::Replaced) }
     }
 }
 
@@ -106,12 +145,11 @@ pub(super) type Make = Box<dyn Fn(&NixOSHostStatus) -> NixOSHostStatus + Send + 
 /// API server still works on could otherwise come after the next one.
 pub(super) async fn write_progress(writer: Writer, mut newest: watch::Receiver<Option<Arc<Make>>>, stop: CancellationToken) {
     while let Some(Ok(())) = stop.run_until_cancelled(newest.changed()).await {
-        let make = newest.borrow_and_update().clone();
-        if let Some(make) = make {
-            if let Err(error) = writer.write(|stored| make(stored)).await {
-                tracing::debug!("{}", crate::stage::chain(&error));
-            }
-            stop.run_until_cancelled(tokio::time::sleep(PROGRESS)).await;
+        // The newest of the moment in which it may be written: an older one could take back what was stored meanwhile.
+        let written = writer.write(|stored| newest.borrow_and_update().as_ref().map_or_else(|| stored.clone(), |make| make(stored))).await;
+        if let Err(error) = written {
+            tracing::debug!("{}", crate::stage::chain(&error));
         }
+        stop.run_until_cancelled(tokio::time::sleep(PROGRESS)).await;
     }
 }

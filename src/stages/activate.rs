@@ -52,11 +52,23 @@ pub async fn run<R: Reporter>(pass: &mut Pass<'_, R>, observed: Observed, copied
         return Err(Stop::Cancelled);
     };
     pass.begin(&stage, format!("activating {}", toplevel.name()))?;
-    let landing = match order::begun(pass) {
+    let mut landing = match order::begun(pass) {
         Some(landing) => landing,
         None => begin(pass, &stage, &observed, &toplevel, None).await?,
     };
-    let followed = pass.world.timed(Activate::NAME, activated(pass, observed, &landing, &toplevel)).await;
+    let world = pass.world;
+    let mut followed = world.timed(Activate::NAME, activated(pass, observed.session, &landing, &toplevel)).await;
+    if let Ok((host, _)) = &followed
+        && let Some(other) = predecessor(host, &landing, &toplevel)
+    {
+        tracing::info!(landing = other, "this landing was begun by another controller, and is taken over");
+        landing.id = other;
+        pass.findings.records.began(Activate::NAME, stage.key(), landing.clone());
+        pass.reporter.intend(&pass.findings).await?;
+        if let Ok((_, session)) = followed {
+            followed = world.timed(Activate::NAME, activated(pass, session, &landing, &toplevel)).await;
+        }
+    }
     finish(pass, &stage, landing, toplevel, followed).await
 }
 
@@ -123,9 +135,9 @@ pub(super) async fn begin<R: Reporter>(
 }
 
 /// Orders the landing and follows it until it waits for a commit or has ended.
-async fn activated<R>(
-    pass: &Pass<'_, R>,
-    observed: Observed,
+async fn activated<R: Reporter>(
+    pass: &mut Pass<'_, R>,
+    session: Link,
     landing: &LandingRef,
     toplevel: &StorePath,
 ) -> Result<(HostStatus, Link), Failure> {
@@ -138,18 +150,35 @@ async fn activated<R>(
         activate_within: activation.activate_within,
         commit_within: activation.commit_within,
     };
-    let Observed { session, .. } = observed;
     let ordered = Client::new(&session, &pass.wish.target.user).land(&order).await;
     let session = match ordered {
         Ok(host) if order::needs_us(&host, &landing.id) => return Ok((host, session)),
         Ok(_) => Some(session),
         // Whether the host has taken it over is unknown: following it tells.
         Err(LandingError::Exec(ExecError::Lost(_) | ExecError::TimedOut { .. })) => None,
-        Err(error) => return Err(landing_failure(&error)),
+        Err(error) => {
+            // Perhaps by what a controller before this one ordered at the last moment.
+            return match Client::new(&session, &pass.wish.target.user).status().await {
+                Ok(host) => {
+                    pass.saw(host.clone());
+                    let taken = predecessor(&host, landing, toplevel).is_some();
+                    if taken { Ok((host, session)) } else { Err(landing_failure(&error)) }
+                }
+                Err(_) => Err(landing_failure(&error)),
+            };
+        }
     };
     let within =
         activation.activate_within + if activation.mode == Mode::Boot { activation.commit_within } else { std::time::Duration::ZERO };
     order::follow(pass.world, pass.wish, session, &landing.id, within).await
+}
+
+/// PURE. The landing of the same system for the same resource that runs there in place of the one that was ordered.
+fn predecessor(host: &HostStatus, ordered: &LandingRef, toplevel: &StorePath) -> Option<String> {
+    let of = |id: &str| id.split_once('-').map(|(resource, _)| resource.to_owned());
+    let landing = host.landing.as_ref().filter(|landing| landing.active && !landing.state.is_final())?;
+    let same = landing.new.as_ref() == Some(toplevel) && landing.id != ordered.id && of(&landing.id) == of(&ordered.id);
+    same.then(|| landing.id.clone())
 }
 
 fn is_activated(host: &HostStatus, begun: &LandingRef) -> bool {

@@ -110,6 +110,12 @@ impl Report<'_> {
         self.host().and_then(|host| host.landing.as_ref()).is_some_and(|landing| landing.active && !landing.state.is_final())
     }
 
+    /// Whether what runs is what is landing: it may have been applied earlier, and may go all the same.
+    fn probation(&self) -> bool {
+        let landing = self.host().filter(|_| self.landing()).and_then(|host| Some((host.landing.as_ref()?, host)));
+        landing.is_some_and(|(landing, host)| landing.new.is_some() && landing.new == host.current)
+    }
+
     /// Whether the wanted system runs, as read from the host.
     fn runs_desired(&self, system: &SystemStatus) -> bool {
         let desired = self.findings.evaluated.as_ref().map(|evaluated| evaluated.out.as_str());
@@ -124,7 +130,7 @@ impl Report<'_> {
         let runs_before = self.previous.system.as_ref().is_some_and(|previous| previous.current == system.current);
         let applied = match () {
             () if self.runs_desired(system) && !self.landing() => attempted.clone(),
-            () if runs_before => before.applied,
+            () if runs_before && !self.probation() => before.applied,
             () => None,
         };
         FlakeStatus { attempted, applied, followed: self.findings.followed.clone() }

@@ -129,7 +129,7 @@ fence() { # EPOCH: an older one is refused; a newer one is remembered, so that w
 }
 land() {
   id=$1 epoch=$2 new=$3 mode=$4 activate=$5 commit=$6; shift 6
-  [ "$(get id)" = "$id" ] && alive $U && { fence "$epoch"; return 0; }
+  [ "$(get id)" != "$id" ] || { fence "$epoch"; return 0; }            # also where it has ended: it is not begun once more
   { [ -x "$new/bin/switch-to-configuration" ] && [ -f "$new/nixos-version" ]; } || refuse invalid "$new is not a NixOS system" 65
   case $(timeout 30 systemctl is-system-running) in stopping|maintenance) refuse not-ready "the host is stopping or in maintenance" 75;; esac
   ! alive $U || busy
@@ -292,11 +292,13 @@ revert() { # ExecStopPost: whatever ended the landing, unless it committed the h
     *) return 0;;
   esac
   mode=$(get mode) old=$(get old) new=$(get new) profile=$(get profile)
+  # First of all, whoever switched meanwhile: an activation that goes on would switch once more, with nobody left to go back. One that has
+  # ended is not in that unit any more, but perhaps a person's nixos-rebuild is
+  [ "$(get state)" != activating ] || [ -n "$(get rc)" ] || { timeout 10 systemctl kill -s KILL $A 2>/dev/null; timeout 20 systemctl stop $A 2>/dev/null; }
   ours || return 0
   [ -n "$(get code)" ] || { put code killed; put why "the landing was stopped or killed"; }
   state reverting
   say "going back to $old: $(get why)"
-  timeout 10 systemctl kill -s KILL $A 2>/dev/null; timeout 20 systemctl stop $A 2>/dev/null
   # A profile that is neither what was there nor what this landing set is a person's
   [ "$(readlink -f $P)" != "$new" ] || [ "$profile" = "$new" ] || timeout 60 nix-env -p $P --set "$profile"
   [ "$mode" != reboot ] || never_mind

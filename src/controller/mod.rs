@@ -114,7 +114,8 @@ pub async fn run(args: Args) -> Result<(), RunError> {
     Ok(())
 }
 
-fn controller(args: Args, clients: Clients, world: World) -> Controller {
+/// A controller that knows no host yet. Events are sent in the background from here on.
+pub(crate) fn controller(args: Args, clients: Clients, world: World) -> Controller {
     let (events, hosts) = (Events::start(clients.requests.clone(), world.clock.clone()), Arc::<Hosts>::default());
     let configmap = (clients.namespace.as_str(), args.brake_configmap.as_str());
     let brake = Brake::new(clients.requests.clone(), configmap, Arc::clone(&hosts), events.clone(), world.lead.clone());
@@ -155,14 +156,16 @@ async fn world(args: &Args, metrics: Metrics, clock: &crate::clock::Clock) -> Re
 }
 
 /// Watches, and runs a task for each host, until `stop`. Also one that stands by does: its tasks wait for a term.
-async fn run_hosts(controller: Arc<Controller>, ready: watch::Sender<bool>, stop: CancellationToken) {
+pub(crate) async fn run_hosts(controller: Arc<Controller>, ready: watch::Sender<bool>, stop: CancellationToken) {
     let client = controller.clients.watches.clone();
     let api = match &controller.args.namespace {
         Some(namespace) => Api::namespaced(client, namespace),
         None => Api::all(client),
     };
     let (tasks, mut new) = mpsc::unbounded_channel();
-    let pump = tokio::spawn(pump::run(api, Arc::clone(&controller.hosts), tasks, controller.world.metrics.clone(), ready));
+    let shared = Arc::clone(&controller);
+    let jitter = move |pause| shared.world.jitter(pause, 0.15);
+    let pump = tokio::spawn(pump::run(api, Arc::clone(&controller.hosts), tasks, controller.world.metrics.clone(), ready, jitter));
     let brake = tokio::time::timeout(BRAKE_WITHIN, controller.brake.known());
     let _ = stop.run_until_cancelled(brake).await;
     let mut running = JoinSet::new();

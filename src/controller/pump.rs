@@ -27,9 +27,10 @@ pub(super) async fn run(
     tasks: mpsc::UnboundedSender<Task>,
     metrics: Metrics,
     ready: tokio::sync::watch::Sender<bool>,
+    jitter: impl Fn(Duration) -> Duration + Send + Sync + Unpin,
 ) {
     let config = watcher::Config::default().timeout(WATCH_SECONDS);
-    let stream = watch(api, config).backoff(Pause::default());
+    let stream = watch(api, config).backoff(Pause { tries: 0, jitter });
     futures::pin_mut!(stream);
     let mut pump = Pump { hosts, tasks, metrics, listed: HashSet::new() };
     while let Some(event) = stream.next().await {
@@ -107,22 +108,22 @@ fn guarded_key(object: &Guarded) -> Key {
 }
 
 /// From 0.2 s, doubled up to 2 s, with jitter: after an outage there may be two of them before the first list. kube's own goes up to 30 s and forgives only after 2 minutes.
-#[derive(Debug, Default)]
-struct Pause {
+struct Pause<J> {
     tries: u32,
+    jitter: J,
 }
 
-impl Iterator for Pause {
+impl<J: Fn(Duration) -> Duration> Iterator for Pause<J> {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
         let pause = Duration::from_millis(200).saturating_mul(1 << self.tries.min(5)).min(Duration::from_secs(2));
         self.tries += 1;
-        Some(pause.mul_f64(rand::random_range(0.7..1.0)))
+        Some((self.jitter)(pause))
     }
 }
 
-impl Backoff for Pause {
+impl<J: Fn(Duration) -> Duration + Send + Sync + Unpin> Backoff for Pause<J> {
     fn reset(&mut self) {
         self.tries = 0;
     }

@@ -61,7 +61,7 @@ fn configurations() -> Vec<Case> {
         case(
             "throws",
             "EvaluationFailed",
-            &["nixosConfigurations.throws", "this configuration throws on purpose", "system.nix:38"],
+            &["nixosConfigurations.throws", "this configuration throws on purpose", "system.nix:40"],
             attribute("throws"),
         ),
         case("asserts", "EvaluationFailed", &["- web needs a certificate"], attribute("asserts")),

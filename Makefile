@@ -21,7 +21,7 @@ scripts := .ci/run fuzz/run fuzz/rustc e2e/world/lib.sh $(addprefix e2e/world/,s
 host_scripts := $(shell find src -name '*.sh')
 templates := $(wildcard e2e/world/flake/*.sh)
 
-.PHONY: help setup unit nix e2e torture torture-hosts fuzz test demo demo-stop bench lint clean
+.PHONY: help setup unit nix e2e torture torture-hosts torture-simulated fuzz test demo demo-stop bench lint clean
 
 help: ## Show this
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -41,7 +41,11 @@ e2e: setup ## Test on a real control plane and real hosts: TEST=part-of-a-name, 
 	$(cargo) test -p nixos-host-e2e --no-run
 	$(cargo_inside) test -p nixos-host-e2e -- --test-threads=$(THREADS) $(TEST)
 
-torture: $(if $(N),torture-hosts) ## Break things at random: HOSTS=8 N=200 on real hosts
+torture: $(if $(N),torture-hosts) $(if $(SEEDS)$(if $(N),,1),torture-simulated) ## Break things at random: SEEDS=200000 simulated, HOSTS=8 N=200 on real hosts
+
+torture-simulated:
+	SIM_SEEDS=$(or $(SEEDS),200000) CARGO_PROFILE_DEV_OPT_LEVEL=1 $(cargo) test -p nixos-host-controller --lib -- --nocapture --ignored --exact \
+	  sim::tests::each_broken_variant_is_caught sim::tests::no_seed_breaks_an_invariant sim::tests::every_pair_of_cuts_of_one_change
 
 torture-hosts: setup
 	$(cargo) build -p nixos-host-controller

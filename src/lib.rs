@@ -14,6 +14,8 @@ pub mod nix;
 pub mod observe;
 pub mod pipeline;
 pub mod report;
+#[cfg(test)]
+mod sim;
 pub mod stage;
 pub mod stages;
 pub mod wish;

@@ -140,9 +140,10 @@ land() {
   [ "$mode" != reboot ] || [ "$default" = "$old" ] || refuse boot-default "the boot default is $default, not what runs" 78
   [ "$default" = "$old" ] || [ "$default" = Unknown ] || [ "$mode" = boot ] || [ "$default" = "$(readlink -f $P)" ] ||
     refuse boot-default "the boot default is $default, not what runs: a crash now would not bring $old back" 78
-  mkdir -p $D && { [ -p $D/bell ] || mkfifo $D/bell $D/answer; } || refuse cannot-write "cannot write to $D" 73
+  # Somebody else may be at the same at this moment
+  mkdir -p $D && { [ -p $D/answer ] || mkfifo $D/bell $D/answer 2>/dev/null || [ -p $D/answer ]; } || refuse cannot-write "cannot write to $D" 73
   # By rename: a shell reads its script while it runs it.
-  printf '%s\n' "$script" >$D/script.new && mv -f $D/script.new $D/script || refuse cannot-write "cannot write to $D" 73
+  printf '%s\n' "$script" >$D/script.$$ && mv -f $D/script.$$ $D/script || refuse cannot-write "cannot write to $D" 73
   [ ! -e $D/refused ] || rm -f $D/refused
   [ $# = 0 ] || printf '%s\n' "$@" >$D/baseline
   listen answer

@@ -247,6 +247,8 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         self.power_cut();
+        // The kernel takes a namespace apart when it finds the time, and the next host may have this number at once: the cable goes first
+        let _ = run(Command::new("ip").args(["link", "del", &self.port()]));
         let _ = run(Command::new("ip").args(["netns", "del", &self.name()]));
         let _ = std::fs::remove_dir_all(&self.directory);
     }

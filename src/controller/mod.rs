@@ -171,6 +171,7 @@ pub(crate) async fn run_hosts(controller: Arc<Controller>, ready: watch::Sender<
     let mut running = JoinSet::new();
     loop {
         tokio::select! {
+            biased;
             Some(task) = new.recv() => {
                 running.spawn(run_host(Arc::clone(&controller), task, stop.clone()));
             }

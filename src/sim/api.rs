@@ -19,10 +19,9 @@ use serde_json::{Value, json};
 use tower::{BoxError, Service};
 
 use super::fault::Place;
-use super::invariants::Monitor;
 use super::link::HOST_KEY;
 use super::process::{Fate, Process};
-use super::{Sim, Variant, lock};
+use super::{Sim, Variant, lock, when};
 
 type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
@@ -118,14 +117,15 @@ impl Sim {
         store.changed("MODIFIED");
         store.collect();
         drop(store);
-        self.monitor(Monitor::anew);
-        self.stored.send_modify(|count| *count += 1);
+        let now = self.now();
+        self.monitor(|monitor| monitor.anew(now));
+        self.stored.notify_waiters();
     }
 
     /// All watches end.
     pub(super) fn end_watches(&self) {
         lock(&self.store).watches += 1;
-        self.stored.send_modify(|count| *count += 1);
+        self.stored.notify_waiters();
     }
 
     fn get(&self, path: &str) -> Answer {
@@ -146,24 +146,18 @@ impl Sim {
         let began = lock(&self.store).watches;
         let state = (Arc::clone(self), Arc::clone(process), version);
         let lines = futures::stream::unfold(state, move |(sim, process, version)| async move {
-            let mut stored = sim.stored.subscribe();
-            loop {
-                let (ended, next) = {
-                    let store = lock(&sim.store);
-                    (store.watches != began, store.after(version))
-                };
-                if ended || !process.alive() {
-                    return None;
+            let next = when(&sim.stored, || {
+                let store = lock(&sim.store);
+                if store.watches != began || !process.alive() {
+                    return Some(None);
                 }
-                if let Some((at, line)) = next.filter(|_| sim.variant != Some(Variant::DeafWatch)) {
-                    let lag = sim.chance(|chance| chance.millis(1, 60));
-                    tokio::time::sleep(lag).await;
-                    process.gate(&sim).await;
-                    return Some((Ok(Frame::data(line)), (sim, process, at)));
-                }
-                let again = tokio::time::timeout(Duration::from_secs(200), stored.changed()).await;
-                again.ok()?.ok()?;
-            }
+                store.after(version).filter(|_| sim.variant != Some(Variant::DeafWatch)).map(Some)
+            });
+            let (at, line) = tokio::time::timeout(Duration::from_secs(200), next).await.ok().flatten()?;
+            let lag = sim.chance(|chance| chance.millis(1, 60));
+            tokio::time::sleep(lag).await;
+            process.gate(&sim).await;
+            Some((Ok(Frame::data(line)), (sim, process, at)))
         });
         Response::new(StreamBody::new(lines.boxed()).boxed_unsync())
     }
@@ -192,7 +186,7 @@ impl Sim {
         let stored = store.object.clone().unwrap_or_default();
         store.collect();
         drop(store);
-        self.stored.send_modify(|count| *count += 1);
+        self.stored.notify_waiters();
         if after != before && path.ends_with("/status") {
             self.wrote(process, &before, &stored);
         }

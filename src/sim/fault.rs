@@ -140,25 +140,25 @@ fn random(chance: &mut Chance, place: Place) -> Fault {
 fn event(chance: &mut Chance, place: Place) -> Event {
     let time = chance.millis(1_000, 45_000);
     // What the host does by itself is hit most often by what hits the host.
-    match chance.below(if place == Place::Host { 13 } else { 24 }) {
+    match chance.below(if place == Place::Host { 15 } else { 26 }) {
         0..=2 => Event::PowerCut(chance.millis(500, 15_000)),
         3 | 4 => Event::Reboot,
         5 | 6 => Event::KillLanding,
-        7 => Event::DaemonReload,
-        8 | 9 => Event::PersonSwitches,
-        10 => Event::PersonTests,
-        11 => Event::PersonBoots,
-        12 => Event::CollectGarbage,
-        13 => Event::LinkCut(time),
-        14 => Event::LinkSilent(time),
-        15 => Event::ApiDown(time),
-        16 => Event::WatchesEnd,
-        17 => Event::NewRevision,
-        18 => Event::SpecChange,
-        19 => Event::Requested,
-        20 => Event::Suspend(time),
-        21 if chance.in_thousand(300) => Event::Delete,
-        21 | 22 => Event::SecondLeader(time),
+        7..=9 => Event::DaemonReload,
+        10 | 11 => Event::PersonSwitches,
+        12 => Event::PersonTests,
+        13 => Event::PersonBoots,
+        14 => Event::CollectGarbage,
+        15 => Event::LinkCut(time),
+        16 => Event::LinkSilent(time),
+        17 => Event::ApiDown(time),
+        18 => Event::WatchesEnd,
+        19 => Event::NewRevision,
+        20 => Event::SpecChange,
+        21 => Event::Requested,
+        22 => Event::Suspend(time),
+        23 if chance.in_thousand(300) => Event::Delete,
+        23 | 24 => Event::SecondLeader(time),
         _ => Event::Frozen(time),
     }
 }

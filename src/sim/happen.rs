@@ -9,7 +9,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::catalogue::REVISIONS;
 use super::fault::Event;
-use super::invariants::Monitor;
 use super::{Sim, lock};
 
 impl Sim {
@@ -30,7 +29,8 @@ impl Sim {
                 if self.head().0 < REVISIONS {
                     self.revision.fetch_add(1, Ordering::Relaxed);
                     self.say(|| format!("git: the branch moves to {}", self.head().name()));
-                    self.monitor(Monitor::anew);
+                    let now = self.now();
+                    self.monitor(|monitor| monitor.anew(now));
                 }
             }
             Event::SpecChange => {

@@ -29,6 +29,8 @@ struct Armed {
     old: System,
     default: System,
     at: Duration,
+    /// It had proved itself before.
+    proved: bool,
     /// When the activation ended.
     activated: Option<Duration>,
 }
@@ -40,10 +42,18 @@ type Try = (System, String, Duration, Duration);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tried {
     Begun(Duration),
+    Asked,
     Committed,
     Superseded,
     /// Nobody committed: the system's fault only if a controller lived to say so.
     Unattended,
+}
+
+/// One of them ended; another one may have the same ID.
+fn remove(of: &mut Vec<String>, id: &str) {
+    if let Some(place) = of.iter().position(|other| other == id) {
+        of.swap_remove(place);
+    }
 }
 
 /// Watches a run.
@@ -57,9 +67,10 @@ pub(super) struct Monitor {
     pub(super) was_applied: BTreeSet<System>,
     proved: BTreeSet<System>,
     landing: Option<Armed>,
-    landings: BTreeSet<String>,
-    activations: BTreeSet<String>,
+    landings: Vec<String>,
+    activations: Vec<String>,
     epoch: u64,
+    anew: Duration,
     /// When the host last told the controller of a term of itself.
     looked: BTreeMap<u64, Duration>,
     person_current: Option<Duration>,
@@ -76,9 +87,10 @@ impl Monitor {
             was_applied: BTreeSet::new(),
             proved: BTreeSet::from([FIRST]),
             landing: None,
-            landings: BTreeSet::new(),
-            activations: BTreeSet::new(),
+            landings: Vec::new(),
+            activations: Vec::new(),
             epoch: 0,
+            anew: Duration::ZERO,
             looked: BTreeMap::new(),
             person_current: None,
             person_default: None,
@@ -109,23 +121,25 @@ impl Monitor {
     }
 
     /// Something changed, or somebody asked: what was rejected may be tried again.
-    pub(super) fn anew(&mut self) {
+    pub(super) fn anew(&mut self, now: Duration) {
+        self.anew = now;
         self.tries.clear();
     }
 
     /// A landing has written down what it is about to do.
     pub(super) fn armed(&mut self, now: Duration, order: &Ordered, old: System, default: System) {
-        self.landings.insert(order.id.clone());
+        self.landings.push(order.id.clone());
         if self.landings.len() > 1 {
             self.broken(now, 'd', &format!("landings {:?} at once", self.landings));
         }
         self.takes_orders(now, order.epoch);
         (self.person_current, self.person_default) = (None, None);
+        let mut proved = false;
         if order.mode != "boot" {
-            self.proved.remove(&order.new);
+            proved = self.proved.remove(&order.new);
             self.proved.insert(old);
         }
-        self.landing = Some(Armed { order: order.clone(), old, default, at: now, activated: None });
+        self.landing = Some(Armed { order: order.clone(), old, default, at: now, proved, activated: None });
         *self.outcomes.entry("begun").or_default() += 1;
     }
 
@@ -139,14 +153,16 @@ impl Monitor {
 
     /// A landing begins its activation.
     pub(super) fn activates(&mut self, now: Duration, order: &Ordered) {
-        self.activations.insert(order.id.clone());
+        self.activations.push(order.id.clone());
         if self.activations.len() > 1 {
             self.broken(now, 'd', &format!("activations {:?} at once", self.activations));
         }
         let tried = (order.new, order.mode.clone(), order.activate, order.commit);
         let looked = self.looked.get(&order.epoch).copied().unwrap_or_default();
         // Who looked before the other one had begun cannot know of it.
-        if let Some(Tried::Begun(at)) = self.tries.insert(tried, Tried::Begun(now))
+        // Somebody asked while the pass was on its way: that is for the next one.
+        let begun = if self.anew > looked { Tried::Asked } else { Tried::Begun(now) };
+        if let Some(Tried::Begun(at)) = self.tries.insert(tried, begun)
             && looked > at
         {
             self.broken(now, 'e', &format!("{} is activated again, though it did not stay and nobody asked", order.new.name()));
@@ -155,7 +171,7 @@ impl Monitor {
 
     /// The activation that a landing began has ended, one way or the other.
     pub(super) fn activation_is_over(&mut self, id: &str) {
-        self.activations.remove(id);
+        remove(&mut self.activations, id);
     }
 
     /// The new system is active, and waits for a commit.
@@ -173,7 +189,7 @@ impl Monitor {
 
     /// The landing's service has ended.
     pub(super) fn landing_is_over(&mut self, id: &str, state: &str, code: &str) {
-        self.landings.remove(id);
+        remove(&mut self.landings, id);
         match (state, code) {
             ("superseded", _) => self.ended(id, Tried::Superseded),
             ("reverted", "not-committed") => self.ended(id, Tried::Unattended),
@@ -200,7 +216,9 @@ impl Monitor {
         }
         self.landings.clear();
         self.activations.clear();
-        self.landing = None;
+        if let Some(landing) = self.landing.take().filter(|landing| landing.proved) {
+            self.proved.insert(landing.order.new);
+        }
         self.epoch = 0;
         (self.person_current, self.person_default) = (None, None);
     }

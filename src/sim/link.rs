@@ -13,7 +13,7 @@ use super::catalogue::System;
 use super::fault::Place;
 use super::host::script::Answer;
 use super::process::{Fate, Process};
-use super::{Sim, Variant, lock};
+use super::{Sim, Variant, lock, when};
 use crate::nix::{Closure, DrvPath, LockedFlake, StorePath};
 use crate::world::copy::{Copied, CopyError, LocalStoreError, Options, Progress};
 use crate::world::effects::{Connection, Effects, Link, Running};
@@ -61,12 +61,7 @@ impl Sim {
 
     /// Until something gets through; for ever, if nothing ever does.
     async fn through(&self, new: bool) {
-        let mut changed = self.changed();
-        while self.cut_off() || !self.answers(new) {
-            if changed.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
+        when(&self.changed, || (!self.cut_off() && self.answers(new)).then_some(())).await;
     }
 }
 

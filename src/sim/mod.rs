@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use api::Store;
@@ -48,9 +48,9 @@ struct Sim {
     chance: Mutex<Chance>,
     machine: Mutex<Machine>,
     network: Mutex<Network>,
-    changed: watch::Sender<u64>,
+    changed: Notify,
     store: Mutex<Store>,
-    stored: watch::Sender<u64>,
+    stored: Notify,
     revision: AtomicU64,
     processes: Mutex<Vec<Arc<Process>>>,
     monitor: Mutex<Monitor>,
@@ -90,9 +90,9 @@ impl Sim {
             chance: Mutex::new(chance),
             machine: Mutex::new(Machine::new()),
             network: Mutex::default(),
-            changed: watch::Sender::new(0),
+            changed: Notify::new(),
             store: Mutex::new(Store::new()),
-            stored: watch::Sender::new(0),
+            stored: Notify::new(),
             revision: AtomicU64::new(1),
             processes: Mutex::default(),
             monitor: Mutex::new(Monitor::new()),
@@ -121,18 +121,13 @@ impl Sim {
     /// Changes the host, and lets those know who wait for something there.
     fn host<T>(&self, change: impl FnOnce(&mut Machine) -> T) -> T {
         let result = change(&mut lock(&self.machine));
-        self.changed.send_modify(|count| *count += 1);
+        self.changed.notify_waiters();
         result
     }
 
     /// Looks at the host, as only the simulation can.
     fn see<T>(&self, look: impl FnOnce(&Machine) -> T) -> T {
         look(&lock(&self.machine))
-    }
-
-    /// Rings when something changes on the host or in the network.
-    fn changed(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
     }
 
     fn monitor<T>(&self, note: impl FnOnce(&mut Monitor) -> T) -> T {
@@ -164,6 +159,19 @@ impl Sim {
         let now = self.now();
         let (machine, mut monitor) = (lock(&self.machine), lock(&self.monitor));
         monitor.check(now, &machine);
+    }
+}
+
+/// Asks again whenever it rings, until there is an answer. (Not a watch channel: whom it wakes first is a matter of chance.)
+async fn when<T>(bell: &Notify, mut ask: impl FnMut() -> Option<T>) -> T {
+    loop {
+        let rings = bell.notified();
+        tokio::pin!(rings);
+        rings.as_mut().enable();
+        match ask() {
+            Some(answer) => return answer,
+            None => rings.await,
+        }
     }
 }
 

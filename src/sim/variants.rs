@@ -21,7 +21,7 @@ pub(super) enum Variant {
     AppliedIsAttempted,
     /// (c) The host answers with what it was told to run, and not with what it runs.
     AnswersFromMemory,
-    /// (d) The landing has no lock: a second one starts beside it.
+    /// (d) The landing has no lock, and does not look whether another one runs: a second one starts beside it.
     NoLock,
     /// (d) The host takes orders from any controller.
     NoFence,

@@ -277,6 +277,17 @@ impl Sim {
         });
     }
 
+    /// Something has systemd reload its units every few seconds, for a minute.
+    fn reload_again_and_again(self: &Arc<Self>) {
+        let sim = Arc::clone(self);
+        tokio::spawn(async move {
+            for _ in 0..12 {
+                sim.daemon_reload();
+                tokio::time::sleep(Duration::from_secs(5)).await;
+            }
+        });
+    }
+
     /// The service of the landing is killed, and nothing else.
     pub(super) fn kill_landing(&self) {
         self.host(|machine| machine.landings.iter().for_each(|(_, killed)| killed.cancel()));
@@ -288,7 +299,7 @@ impl Sim {
             Event::PowerCut(away) => self.power_cut(away),
             Event::Reboot => self.reboot(),
             Event::KillLanding => self.kill_landing(),
-            Event::DaemonReload => self.daemon_reload(),
+            Event::DaemonReload => self.reload_again_and_again(),
             Event::PersonSwitches | Event::PersonTests | Event::PersonBoots => self.person(event),
             _ => self.collect_garbage(),
         }

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::landing::Ordered;
 use super::{Author, Gone};
 use crate::sim::catalogue::{Behaviour, System};
-use crate::sim::{Sim, Variant};
+use crate::sim::{Sim, Variant, when};
 
 /// What the host said.
 #[derive(Debug, Clone)]
@@ -116,18 +116,10 @@ impl Sim {
 
     /// Waits for something to be so on the host, `within` at most.
     pub(in crate::sim) async fn until(&self, boot: u32, within: Duration, so: impl Fn(&Self) -> bool) -> Result<(), Gone> {
-        let mut changed = self.changed();
-        let waiting = async {
-            loop {
-                self.alive(boot)?;
-                if so(self) {
-                    return Ok(());
-                }
-                if changed.changed().await.is_err() {
-                    return Err(Gone);
-                }
-            }
-        };
+        let waiting = when(&self.changed, || match self.alive(boot) {
+            Ok(()) if !so(self) => None,
+            alive => Some(alive),
+        });
         tokio::time::timeout(within, waiting).await.unwrap_or_else(|_| self.alive(boot))
     }
 
@@ -190,9 +182,9 @@ impl Sim {
                 Some(refused("not-ready", "the host is stopping or in maintenance", 75))
             } else if !machine.landings.is_empty() && self.variant != Some(Variant::NoLock) {
                 Some(refused("busy", &format!("another landing is running: {}", machine.files.id), 75))
-            } else if machine.lock.is_some() {
+            } else if machine.lock.is_some() && self.variant != Some(Variant::NoLock) {
                 Some(refused("busy", "another switch-to-configuration is running", 75))
-            } else if machine.activation.is_some() {
+            } else if machine.activation.is_some() && self.variant != Some(Variant::NoLock) {
                 Some(refused("busy", "a nixos-rebuild is running", 75))
             } else if order.mode == "booted" && (machine.current != order.new || machine.booted != order.new) {
                 Some(refused("not-booted", "it was not booted", 75))

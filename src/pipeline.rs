@@ -268,6 +268,10 @@ impl<R: Reporter> Pass<'_, R> {
             return dry::known(self, &evaluated.out);
         }
         let verdict = verdict(&host, &evaluated.out, self.wish, self.findings.landed.as_ref())?;
+        if order::begun(self).is_some() {
+            // It was written down, and never begun; now there is no need.
+            self.findings.records.forget(activate::Activate::NAME);
+        }
         if verdict != Verdict::Drift {
             self.landed(evaluated.out.clone());
         }

@@ -53,7 +53,7 @@ pub async fn run<R: Reporter>(pass: &mut Pass<'_, R>, observed: Observed, copied
     };
     pass.begin(&stage, format!("activating {}", toplevel.name()))?;
     let mut landing = match order::begun(pass) {
-        Some(landing) => landing,
+        Some(landing) => again(pass, &observed.host, landing).await?,
         None => begin(pass, &stage, &observed, &toplevel, None).await?,
     };
     let world = pass.world;
@@ -92,7 +92,12 @@ pub(super) async fn finish<R: Reporter>(
     if let Err(failure) = &outcome {
         conclude(pass, &landing, failure);
     }
-    let known = outcome.as_ref().err().is_none_or(|failure| !matches!(failure.reason, Reason::Unreachable | Reason::RebootHostNotBack));
+    let goes_on = pass.host().and_then(|host| host.landing.as_ref()).is_some_and(|on_host| {
+        // The host refused to speak of it to us, and it is on its way all the same.
+        on_host.id == landing.id && on_host.active && !on_host.state.is_final()
+    });
+    let unknown = |failure: &Failure| goes_on || matches!(failure.reason, Reason::Unreachable | Reason::RebootHostNotBack);
+    let known = outcome.as_ref().err().is_none_or(|failure| !unknown(failure));
     let outcome = pass.ended(stage, outcome.map_err(Stop::Failed), |activation| activation.toplevel.to_string());
     pass.findings.records.landing(Activate::NAME, (outcome.is_ok() || !known).then_some(landing));
     outcome
@@ -103,6 +108,15 @@ fn conclude<R>(pass: &mut Pass<'_, R>, landing: &LandingRef, failure: &Failure) 
     if failure.is_rejection() {
         pass.findings.ended.extend(order::ended(pass.wish, landing, Some(failure.clone())));
     }
+}
+
+/// What an earlier pass wrote down is ordered again, for the first time perhaps: then as if it began now.
+pub(super) async fn again<R: Reporter>(pass: &Pass<'_, R>, host: &HostStatus, landing: LandingRef) -> Result<LandingRef, Stop> {
+    let there = host.landing.as_ref().is_some_and(|on_host| on_host.id == landing.id);
+    if !there && host.boot_id.as_deref() == Some(&*landing.boot_id) {
+        pass.reporter.ask().await?;
+    }
+    if !there && pass.cancel.is_cancelled() { Err(Stop::Cancelled) } else { Ok(landing) }
 }
 
 /// Writes down what is about to begin: should this process end now, the next one knows that it has to ask the host.
@@ -161,7 +175,9 @@ async fn activated<R: Reporter>(
             return match Client::new(&session, &pass.wish.target.user).status().await {
                 Ok(host) => {
                     pass.saw(host.clone());
-                    let taken = predecessor(&host, landing, toplevel).is_some();
+                    // How it ended tells more than that we may not ask for it.
+                    let ended = host.landing.as_ref().is_some_and(|there| there.id == landing.id && !there.active);
+                    let taken = ended || predecessor(&host, landing, toplevel).is_some();
                     if taken { Ok((host, session)) } else { Err(landing_failure(&error)) }
                 }
                 Err(_) => Err(landing_failure(&error)),

@@ -73,8 +73,7 @@ pub fn unfinished<R>(pass: &mut Pass<'_, R>, observed: &Observed) {
     let failure = match landing {
         Some(landing) => unattended(pass, landing).or_else(|| outcome::failure(landing, "")).or_else(|| died(landing)),
         None if host.boot_id.as_deref() == Some(&*begun.boot_id) => {
-            // The host was never asked: the controller ended between writing it down and asking.
-            pass.findings.records.forget(Activate::NAME);
+            // The host was never asked, or the order is still on its way there: under the same identity it is one order, however often it comes.
             return;
         }
         None => Some(reboot::came_back(host, &begun).unwrap_or_else(|| interrupted(&begun))),
@@ -122,6 +121,11 @@ pub async fn earlier<R: Reporter>(pass: &mut Pass<'_, R>, observed: Option<&Obse
     let (Some(begun), Some(observed)) = (begun(pass), observed) else { return Ok(()) };
     let wanted = Order::of(pass, &evaluated.out).key();
     if pass.findings.records.get(Activate::NAME).is_some_and(|record| record.key == wanted) {
+        return Ok(());
+    }
+    let there = observed.host.landing.as_ref().is_some_and(|landing| landing.id == begun.id);
+    if !there && !reboot::booted_once(&observed.host, &begun) {
+        pass.findings.records.forget(Activate::NAME);
         return Ok(());
     }
     tracing::info!(landing = %begun.id, "a landing that is no longer wanted is reverted");

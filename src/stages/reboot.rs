@@ -53,7 +53,7 @@ pub async fn run<R: Reporter>(pass: &mut Pass<'_, R>, observed: Observed, copied
     };
     pass.begin(&stage, format!("rebooting into {}, once", toplevel.name()))?;
     let mut begun = match order::begun(pass) {
-        Some(begun) => begun,
+        Some(begun) => activate::again(pass, &observed.host, begun).await?,
         None => activate::begin(pass, &stage, &observed, &toplevel, Some(failed)).await?,
     };
     let booted = booted(pass, observed, &mut begun, &toplevel).await;

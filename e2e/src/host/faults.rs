@@ -120,9 +120,18 @@ impl Host {
         ));
     }
 
-    /// The end of [`Host::small_filesystem`].
+    /// The end of [`Host::small_filesystem`]: what was written meanwhile is gone.
     pub fn large_filesystem(&self, path: &str) {
         self.shell(&format!("umount -l {path} && umount -l /small{path}"));
+    }
+
+    /// The end of [`Host::small_filesystem`]: what was written meanwhile stays, what was removed stays removed.
+    pub fn room_again(&self, path: &str) {
+        self.unfill(path);
+        self.shell(&format!(
+            "umount -l {path} && cd /small{path}/upper && find . -type c -exec rm -rf '{path}/{{}}' ';' -exec rm '{{}}' ';' && \
+             cp -dR --preserve=mode,timestamps . {path}/ && cd / && umount -l /small{path}"
+        ));
     }
 
     /// Fills what is left of the file system at `path`.

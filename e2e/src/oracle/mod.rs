@@ -107,36 +107,43 @@ fn locked(seen: &Mutex<Seen>) -> std::sync::MutexGuard<'_, Seen> {
     seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Sees every object as if for the first time: what was written since the last look may never be seen, and two statuses with others between them
+/// say nothing about each other.
 async fn list(api: &Api<DynamicObject>, seen: &Mutex<Seen>) -> kube::Result<String> {
     let list = api.list(&ListParams::default()).await?;
     let version = list.metadata.resource_version.clone().unwrap_or_default();
+    locked(seen).objects.clear();
     for object in list {
         look(seen, &object);
     }
     Ok(version)
 }
 
-/// Watches for ever: an outage of the API server is waited out, a version that is gone is listed anew.
+/// Watches for ever: an outage of the API server is waited out, a version that is gone (a restarted API server has none from before) is listed anew.
 async fn watch(api: Api<DynamicObject>, seen: Arc<Mutex<Seen>>, mut version: String) {
     loop {
-        if let Ok(stream) = api.watch(&WatchParams::default().timeout(240), &version).await {
-            let mut stream = std::pin::pin!(stream);
-            while let Some(event) = stream.next().await {
-                match event {
-                    Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
-                        version = object.resource_version().unwrap_or_default();
-                        look(&seen, &object);
+        match api.watch(&WatchParams::default().timeout(240), &version).await {
+            Err(kube::Error::Api(status)) if status.code == 410 => version = list(&api, &seen).await.unwrap_or(version),
+            Err(_) => {}
+            Ok(stream) => {
+                let mut stream = std::pin::pin!(stream);
+                while let Some(event) = stream.next().await {
+                    match event {
+                        Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
+                            version = object.resource_version().unwrap_or_default();
+                            look(&seen, &object);
+                        }
+                        Ok(WatchEvent::Deleted(object)) => {
+                            version = object.resource_version().unwrap_or_default();
+                            locked(&seen).objects.remove(object.uid().unwrap_or_default().as_str());
+                        }
+                        Ok(WatchEvent::Bookmark(bookmark)) => version = bookmark.metadata.resource_version,
+                        Ok(WatchEvent::Error(_)) => {
+                            version = list(&api, &seen).await.unwrap_or(version);
+                            break;
+                        }
+                        Err(_) => break,
                     }
-                    Ok(WatchEvent::Deleted(object)) => {
-                        version = object.resource_version().unwrap_or_default();
-                        locked(&seen).objects.remove(object.uid().unwrap_or_default().as_str());
-                    }
-                    Ok(WatchEvent::Bookmark(bookmark)) => version = bookmark.metadata.resource_version,
-                    Ok(WatchEvent::Error(_)) => {
-                        version = list(&api, &seen).await.unwrap_or(version);
-                        break;
-                    }
-                    Err(_) => break,
                 }
             }
         }

@@ -13,6 +13,7 @@ cache := $(or $(NHC_CACHE),$(HOME)/.cache/nixos-host-controller)
 export PATH := $(cache)/rust/bin:$(PATH)
 enter := e2e/world/enter
 cargo := cargo --locked
+simulation = $(cargo) test --profile sim -p nixos-host-controller --lib -- --nocapture --exact
 # There is no network in a world: cargo has built before, and only runs
 cargo_inside := $(enter) cargo --offline --locked
 
@@ -31,6 +32,7 @@ setup: ## Make the test world: Nix, hosts, etcd, kube-apiserver (minutes the fir
 
 unit: ## Test what needs neither Nix nor a cluster
 	$(cargo) test -p nixos-host-controller -p nixos-host-api
+	SIM_SEEDS=20000 $(simulation) sim::tests::no_seed_breaks_an_invariant
 
 nix: setup ## Test what needs a real Nix
 	$(cargo) test -p nixos-host-controller --lib --no-run
@@ -44,7 +46,7 @@ e2e: setup ## Test on a real control plane and real hosts: TEST=part-of-a-name, 
 torture: $(if $(N),torture-hosts) $(if $(SEEDS)$(if $(N),,1),torture-simulated) ## Break things at random: SEEDS=200000 simulated, HOSTS=8 N=200 on real hosts
 
 torture-simulated:
-	SIM_SEEDS=$(or $(SEEDS),200000) CARGO_PROFILE_DEV_OPT_LEVEL=1 $(cargo) test -p nixos-host-controller --lib -- --nocapture --ignored --exact \
+	SIM_SEEDS=$(or $(SEEDS),200000) $(simulation) --include-ignored \
 	  sim::tests::each_broken_variant_is_caught sim::tests::no_seed_breaks_an_invariant sim::tests::every_pair_of_cuts_of_one_change
 
 torture-hosts: setup

@@ -44,15 +44,27 @@ pub(super) struct Stored {
     /// The status.
     pub(super) status: NixOSHostStatus,
     version: u64,
-    /// What was sent last, if its answer was not heard: it may be stored.
-    sent: Option<NixOSHostStatus>,
+    /// What was sent since, and whose answer was not heard: any of it may be stored.
+    unheard: Vec<NixOSHostStatus>,
 }
+
+/// So many of them are remembered. Of an older one the watch tells.
+const UNHEARD: usize = 4;
 
 impl Stored {
     /// The newer of what a watch delivered and what was written last: a watch may lag behind one's own writes.
     pub(super) fn newest(self, object: &NixOSHost) -> Self {
         let version = version(object);
-        if version > self.version { Self { status: object.status.clone().unwrap_or_default(), version, sent: None } } else { self }
+        if version > self.version { Self { status: object.status.clone().unwrap_or_default(), version, unheard: Vec::new() } } else { self }
+    }
+
+    /// Takes note of what was sent, and may have been stored.
+    fn may_be(&mut self, status: NixOSHostStatus) {
+        if self.unheard.last() != Some(&status) {
+            self.unheard.push(status);
+        }
+        let spare = self.unheard.len().saturating_sub(UNHEARD);
+        self.unheard.drain(..spare);
     }
 }
 
@@ -91,20 +103,22 @@ impl Writer {
         let mut refreshed = false;
         loop {
             let status = make(&stored.status);
-            if status == stored.status {
+            if status == stored.status && stored.unheard.is_empty() {
                 return Ok(refreshed);
             }
-            stored.sent = Some(status.clone());
             match self.apply(&status, stored.version).await {
                 Ok(object) => {
-                    *stored = Stored { version: version(&object), status: object.status.unwrap_or(status), sent: None };
+                    *stored = Stored { version: version(&object), status: object.status.unwrap_or(status), unheard: Vec::new() };
                     return Ok(true);
                 }
                 Err(WriteError::Api(error)) if !refreshed && matches!(&*error, kube::Error::Api(status) if status.code == 409) => {
                     *stored = self.refreshed(&stored).await?;
                     refreshed = true;
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    stored.may_be(status);
+                    return Err(error);
+                }
             }
         }
     }
@@ -124,8 +138,8 @@ impl Writer {
         let object = self.ours(self.api.get(&self.name)).await?;
         let version = version(&object);
         let status = object.status.unwrap_or_default();
-        if status == known.status || known.sent.as_ref() == Some(&status) {
-            return Ok(Stored { status, version, sent: None });
+        if status == known.status || known.unheard.contains(&status) {
+            return Ok(Stored { status, version, unheard: Vec::new() });
         }
         Err(WriteError::Overtaken)
     }

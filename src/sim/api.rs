@@ -134,6 +134,12 @@ impl Sim {
             return answer(StatusCode::OK, &json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "key"}, "data": data}));
         }
         let store = lock(&self.store);
+        if !path.ends_with("/nixoshosts") {
+            return store
+                .object
+                .as_ref()
+                .map_or_else(|| refused(StatusCode::NOT_FOUND, "NotFound"), |object| answer(StatusCode::OK, object));
+        }
         let items: Vec<&Value> = store.object.iter().collect();
         let metadata = json!({"resourceVersion": store.version.to_string()});
         answer(
@@ -289,6 +295,7 @@ fn told(request: &Request<()>, body: &Value) -> String {
         Method::POST => format!("tells the event {}", text("/reason")),
         _ if request.uri().query().is_some_and(|query| query.contains("watch=true")) => "watches".into(),
         _ if path.contains("/secrets/") => "gets the Secret".into(),
-        _ => "lists".into(),
+        _ if path.ends_with("/nixoshosts") => "lists".into(),
+        _ => "gets the NixOSHost".into(),
     }
 }

@@ -192,6 +192,8 @@ impl Monitor {
         remove(&mut self.landings, id);
         match (state, code) {
             ("superseded", _) => self.ended(id, Tried::Superseded),
+            // A person took its place, with the system that was there before perhaps.
+            ("reverted", _) if self.person_current.is_some() => self.ended(id, Tried::Superseded),
             ("reverted", "not-committed") => self.ended(id, Tried::Unattended),
             _ => {}
         }
@@ -204,16 +206,24 @@ impl Monitor {
     }
 
     fn ended(&mut self, id: &str, how: Tried) {
-        if let Some(Armed { order, .. }) = self.landing.as_ref().filter(|landing| landing.order.id == id) {
-            self.tries.insert((order.new, order.mode.clone(), order.activate, order.commit), how);
+        if let Some(Armed { order, at, .. }) = self.landing.as_ref().filter(|landing| landing.order.id == id) {
+            let tried = (order.new, order.mode.clone(), order.activate, order.commit);
+            // Whoever asked while it was on its way, or was ordered, asked for the next one.
+            if self.anew > *at || self.tries.get(&tried) == Some(&Tried::Asked) {
+                self.tries.insert(tried, Tried::Asked);
+            } else {
+                self.tries.insert(tried, how);
+            }
         }
     }
 
     /// Nothing runs there any more.
-    pub(super) fn host_went_down(&mut self) {
+    pub(super) fn host_went_down(&mut self, id: &str, state: &str, code: &str) {
         if !self.landings.is_empty() {
             *self.outcomes.entry("cut by a reboot").or_default() += 1;
         }
+        // It may have had its last word while its service was not gone yet.
+        self.landing_is_over(id, state, code);
         self.landings.clear();
         self.activations.clear();
         if let Some(landing) = self.landing.take().filter(|landing| landing.proved) {

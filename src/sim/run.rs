@@ -109,6 +109,11 @@ impl Sim {
             self.check();
             let standing = self.standing();
             let late = self.now() > since + SETTLES_WITHIN;
+            if !late && self.see(|machine| !machine.landings.is_empty()) {
+                // Its last word is said before its service is gone
+                tokio::time::sleep(LOOK).await;
+                continue;
+            }
             match standing {
                 Standing::Deleted => return self.finally("deleted", None),
                 Standing::Ready => return self.finally("Ready", None),

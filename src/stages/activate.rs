@@ -96,7 +96,9 @@ pub(super) async fn finish<R: Reporter>(
         // The host refused to speak of it to us, and it is on its way all the same.
         on_host.id == landing.id && on_host.active && !on_host.state.is_final()
     });
-    let unknown = |failure: &Failure| goes_on || matches!(failure.reason, Reason::Unreachable | Reason::RebootHostNotBack);
+    // What keeps it busy may be this very order, on its way since before.
+    let unknown =
+        |failure: &Failure| goes_on || matches!(failure.reason, Reason::Unreachable | Reason::RebootHostNotBack | Reason::HostBusy);
     let known = outcome.as_ref().err().is_none_or(|failure| !unknown(failure));
     let outcome = pass.ended(stage, outcome.map_err(Stop::Failed), |activation| activation.toplevel.to_string());
     pass.findings.records.landing(Activate::NAME, (outcome.is_ok() || !known).then_some(landing));
@@ -112,11 +114,18 @@ fn conclude<R>(pass: &mut Pass<'_, R>, landing: &LandingRef, failure: &Failure) 
 
 /// What an earlier pass wrote down is ordered again, for the first time perhaps: then as if it began now.
 pub(super) async fn again<R: Reporter>(pass: &Pass<'_, R>, host: &HostStatus, landing: LandingRef) -> Result<LandingRef, Stop> {
-    let there = host.landing.as_ref().is_some_and(|on_host| on_host.id == landing.id);
-    if !there && host.boot_id.as_deref() == Some(&*landing.boot_id) {
+    if host.landing.as_ref().is_some_and(|on_host| on_host.id == landing.id) {
+        return Ok(landing);
+    }
+    if host.boot_id.as_deref() == Some(&*landing.boot_id) {
         pass.reporter.ask().await?;
     }
-    if !there && pass.cancel.is_cancelled() { Err(Stop::Cancelled) } else { Ok(landing) }
+    if pass.cancel.is_cancelled() {
+        return Err(Stop::Cancelled);
+    }
+    // It is stored already, unless the answer to a later write was not heard.
+    pass.reporter.intend(&pass.findings).await?;
+    Ok(landing)
 }
 
 /// Writes down what is about to begin: should this process end now, the next one knows that it has to ask the host.

@@ -32,9 +32,14 @@ pub async fn run<R: Reporter>(pass: &mut Pass<'_, R>, verified: Verified) -> Res
     pass.reporter.doing(&pass.findings, Commit::DOING, format!("making {} the boot default", verified.toplevel.name()));
     let (landing, toplevel, note) = (verified.landing.clone(), verified.toplevel.clone(), verified.note.clone());
     let committed = pass.world.timed(Commit::NAME, commit(pass, verified)).await;
-    let known = committed.as_ref().err().is_none_or(|failure| failure.reason != Reason::Unreachable);
+    // A host that has not done it, or listens to another controller, may land it all the same.
+    let unknown = |failure: &Failure| matches!(failure.reason, Reason::Unreachable | Reason::HostBusy);
+    let known = committed.as_ref().err().is_none_or(|failure| !unknown(failure));
     let result = committed.and_then(|host| {
         pass.saw(host.clone());
+        if order::committed_by_boot(&host, &landing) {
+            return Ok(host);
+        }
         order::end(&host, &landing, "").map(|()| host)
     });
     if known {

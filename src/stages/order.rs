@@ -76,6 +76,7 @@ pub fn unfinished<R>(pass: &mut Pass<'_, R>, observed: &Observed) {
             // The host was never asked, or the order is still on its way there: under the same identity it is one order, however often it comes.
             return;
         }
+        None if committed_by_boot(host, &begun) => None,
         None => Some(reboot::came_back(host, &begun).unwrap_or_else(|| interrupted(&begun))),
     };
     tracing::info!(landing = %begun.id, "an earlier landing has ended");
@@ -103,6 +104,12 @@ fn unattended<R>(pass: &Pass<'_, R>, landing: &Landing) -> Option<Failure> {
 fn died(landing: &Landing) -> Option<Failure> {
     (!landing.state.is_final())
         .then(|| Failure::new(Reason::Interrupted, format!("the landing ended while {:?}: {}", landing.state, landing.why)))
+}
+
+/// Whether the machine restarted between a commit and its answer: the boot default had moved, and what it brought up answers.
+pub fn committed_by_boot(host: &HostStatus, begun: &LandingRef) -> bool {
+    let new = |path: &Option<StorePath>| path.as_ref().is_some_and(|path| path.to_string() == begun.system);
+    host.landing.is_none() && host.boot_id.as_deref() != Some(&*begun.boot_id) && new(&host.current) && new(&host.boot_default)
 }
 
 fn interrupted(begun: &LandingRef) -> Failure {

@@ -14,7 +14,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::catalogue::{Behaviour, FIRST, System};
 use super::fault::{Event, Fault, Place};
-use super::invariants::Monitor;
 use super::{Sim, Variant};
 
 /// What ran on the host is gone: it lost power, or the process was killed.
@@ -169,20 +168,20 @@ impl Sim {
 
     /// The power goes, and comes back.
     pub(super) fn power_cut(self: &Arc<Self>, away: Duration) {
-        let boot = self.host(|machine| {
+        let (boot, files) = self.host(|machine| {
             machine.boot += 1;
             machine.up = false;
             machine.stopping = false;
             machine.emergency = false;
-            machine.files = Files::default();
+            let files = std::mem::take(&mut machine.files);
             machine.landings.clear();
             machine.activation = None;
             machine.lock = None;
             machine.links.cancel();
-            machine.boot
+            (machine.boot, files)
         });
         self.say(|| "host: is down".into());
-        self.monitor(Monitor::host_went_down);
+        self.monitor(|monitor| monitor.host_went_down(&files.id, files.state, files.code));
         let sim = Arc::clone(self);
         tokio::spawn(async move {
             tokio::time::sleep(away).await;

@@ -1,11 +1,16 @@
 //! The Kubernetes clients: one for watches, which may be silent for long, one for requests, which may not, and one for the Lease, which hurries.
 
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::Request;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use http::{Request, Response};
 use kube::client::{Body, ClientBuilder};
 use kube::{Client, Config};
+use tower::Service;
+use tower::layer::layer_fn;
 use tower::util::MapRequestLayer;
 
 use crate::clock::Clock;
@@ -49,6 +54,40 @@ pub fn said(error: &kube::Error) -> String {
     }
 }
 
+/// Counts requests and how long their answers take to begin.
+#[derive(Clone)]
+struct Counted<S> {
+    inner: S,
+    metrics: Metrics,
+    clock: Clock,
+}
+
+impl<S, B> Service<Request<Body>> for Counted<S>
+where
+    S: Service<Request<Body>, Response = Response<B>>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<B>;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<Response<B>, S::Error>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let (metrics, clock, method) = (self.metrics.clone(), self.clock.clone(), request.method().clone());
+        let (begun, answer) = (clock.now(), self.inner.call(request));
+        async move {
+            let answer = answer.await;
+            let code = answer.as_ref().ok().map(|answer| answer.status().as_u16());
+            metrics.request(method.as_str(), code, clock.now().saturating_duration_since(begun));
+            answer
+        }
+        .boxed()
+    }
+}
+
 /// Warns of what goes on being wrong once, not at each try.
 #[derive(Debug, Default)]
 pub(super) struct Complaint(Option<String>);
@@ -75,6 +114,10 @@ impl Clients {
         config.connect_timeout = Some(Duration::from_secs(5));
         // The default sleeps for minutes inside a call while the server says 503.
         config.default_retry = false;
+        let counted = layer_fn({
+            let (metrics, clock) = (metrics.clone(), clock.clone());
+            move |inner| Counted { inner, metrics: metrics.clone(), clock: clock.clone() }
+        });
         let (metrics, clock) = (metrics.clone(), clock.clone());
         let alive = Arc::new(move || metrics.watch_alive(clock.now()));
         // A new watch request is the only sign of life of a quiet watch: kube swallows bookmarks.
@@ -84,13 +127,14 @@ impl Clients {
             }
             request
         });
-        let watches = ClientBuilder::try_from(config.clone())?.with_layer(&stamp).build();
+        let watches = ClientBuilder::try_from(config.clone())?.with_layer(&counted).with_layer(&stamp).build();
         config.reset_reader_on_write = true;
         let namespace = std::env::var("POD_NAMESPACE").ok().filter(|namespace| !namespace.is_empty());
         let namespace = namespace.unwrap_or_else(|| config.default_namespace.clone());
         config.read_timeout = Some(REQUEST_WITHIN);
-        let requests = Client::try_from(config.clone())?;
+        let requests = ClientBuilder::try_from(config.clone())?.with_layer(&counted).build();
         (config.read_timeout, config.connect_timeout) = (Some(hurry), Some(hurry));
-        Ok(Self { watches, leases: Client::try_from(config)?, requests, namespace })
+        let leases = ClientBuilder::try_from(config)?.with_layer(&counted).build();
+        Ok(Self { watches, leases, requests, namespace })
     }
 }

@@ -17,7 +17,6 @@ use tokio_util::sync::CancellationToken;
 use super::clients::{Complaint, said};
 use super::events::{Events, normal, warning};
 use crate::clock::Clock;
-use crate::metrics::Metrics;
 use crate::world::Lead;
 
 /// The annotation with the epoch.
@@ -39,7 +38,6 @@ pub(super) struct Elector {
     lead: Lead,
     clock: Clock,
     events: Events,
-    metrics: Metrics,
     seen: Option<Seen>,
     /// Until when the term goes that we serve.
     until: Option<Instant>,
@@ -57,15 +55,9 @@ struct Seen {
 
 impl Elector {
     /// One that stands by.
-    pub(super) fn new(
-        client: Client,
-        (namespace, name): (&str, &str),
-        lease: Duration,
-        lead: Lead,
-        with: (Clock, Events, Metrics),
-    ) -> Self {
+    pub(super) fn new(client: Client, (namespace, name): (&str, &str), lease: Duration, lead: Lead, with: (Clock, Events)) -> Self {
         let host = ["POD_NAME", "HOSTNAME"].into_iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
-        let (clock, events, metrics) = with;
+        let (clock, events) = with;
         Self {
             api: Api::namespaced(client, namespace),
             name: name.to_owned(),
@@ -75,7 +67,6 @@ impl Elector {
             lead,
             clock,
             events,
-            metrics,
             seen: None,
             until: None,
             known: 0,
@@ -181,7 +172,6 @@ impl Elector {
     fn stand_down(&mut self, why: &str) {
         self.lead.end();
         self.until = None;
-        self.metrics.forget_all();
         self.tell(true, format!("{} stopped leading: {why}", self.identity));
     }
 

@@ -78,6 +78,11 @@ impl Hosts {
         }
     }
 
+    /// The newest object of each.
+    pub(super) fn all(&self) -> Vec<Arc<NixOSHost>> {
+        self.lock().values().map(|entry| Arc::clone(&entry.object)).collect()
+    }
+
     /// Cancels all passes and wakes all tasks: something changed that matters to every host.
     pub(super) fn rouse(&self) {
         for entry in self.lock().values() {

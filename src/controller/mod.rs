@@ -13,6 +13,7 @@ mod hosts;
 mod pass;
 mod pump;
 mod reporter;
+mod scrape;
 pub mod serve;
 mod status;
 pub mod telemetry;
@@ -29,7 +30,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::metrics::Metrics;
+use crate::metrics::{Ended, Metrics};
 use crate::world::{Lead, Limits, Real, World, nix};
 use args::Args;
 use brake::Brake;
@@ -126,7 +127,7 @@ pub(crate) fn controller(args: Args, clients: Clients, world: World) -> Controll
 fn elector(controller: &Controller) -> Option<Elector> {
     let Controller { args, clients, events, world, .. } = controller;
     let lease = (args.lease_namespace.as_deref().unwrap_or(&clients.namespace), args.lease_name.as_str());
-    let with = (world.clock.clone(), events.clone(), world.metrics.clone());
+    let with = (world.clock.clone(), events.clone());
     args.leader_elect.then(|| Elector::new(clients.leases.clone(), lease, args.lease_duration(), world.lead.clone(), with))
 }
 
@@ -217,7 +218,6 @@ async fn run_host(controller: Arc<Controller>, task: Task, stop: CancellationTok
         }
     }
     if task.gone.is_cancelled() {
-        controller.world.metrics.forget(&task.key.0, &task.key.1);
         forget(&controller.world, uid);
     }
 }
@@ -245,7 +245,7 @@ async fn one_pass(
 ) -> Option<Next> {
     let (namespace, name) = hosts::key(object);
     let span = tracing::info_span!("pass", namespace, host = name, generation = object.metadata.generation, stage = tracing::field::Empty);
-    let begun = controller.world.clock.now();
+    let (begun, working) = (controller.world.clock.now(), controller.world.metrics.queues.hosts.wait(&controller.world.clock).work());
     let work = {
         let (controller, object, cancel, mut stored) = (Arc::clone(controller), Arc::clone(object), cancel.clone(), std::mem::take(stored));
         async move {
@@ -262,21 +262,30 @@ async fn one_pass(
     let (outcome, next) = match joined {
         Some(Ok((Ok(next), now))) => {
             *stored = now;
-            ("ended", Some(next))
+            (ended(&next), Some(next))
         }
         Some(Ok((Err(error), now))) => {
             *stored = now;
             span.in_scope(|| tracing::warn!("speaking to Kubernetes: {}", clients::said(&error)));
-            ("kubernetes_error", None)
+            (Ended::KubernetesError, None)
         }
         Some(Err(error)) => {
             span.in_scope(|| tracing::error!("the pass panicked, only it was harmed: {error}"));
-            ("panicked", None)
+            (Ended::Panicked, None)
         }
-        None => ("ended", None),
+        None => (Ended::Done, None),
     };
+    drop(working);
     controller.world.metrics.pass(outcome, controller.world.clock.now().saturating_duration_since(begun));
     next
+}
+
+fn ended(next: &Next) -> Ended {
+    match next {
+        Next::Wait => Ended::Done,
+        Next::Now => Ended::Requeue,
+        Next::After(_) => Ended::RequeueAfter,
+    }
 }
 
 async fn serve_all(controller: &Arc<Controller>, ready: watch::Receiver<bool>) -> Result<(), RunError> {
@@ -284,17 +293,11 @@ async fn serve_all(controller: &Arc<Controller>, ready: watch::Receiver<bool>) -
     serve::serve("metrics", controller.args.metrics_addr, move |path| {
         let controller = Arc::clone(&metrics);
         async move {
-            let world = &controller.world;
             if path != "/metrics" {
                 return (StatusCode::NOT_FOUND, "there is only /metrics here\n".into());
             }
-            let running = world.effects.running();
-            world.metrics.governed(world.lead.holds(), controller.brake.stops().is_some());
-            world.metrics.in_flight(running.evaluations, running.builds, running.processes);
-            world
-                .metrics
-                .render(world.clock.now())
-                .map_or_else(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()), |text| (StatusCode::OK, text))
+            let text = scrape::text(&controller).await;
+            text.map_or_else(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()), |text| (StatusCode::OK, text))
         }
     })
     .await?;

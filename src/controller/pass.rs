@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Controller;
 use super::clients::REQUEST_WITHIN;
-use super::events::{Events, happened};
+use super::events::happened;
 use super::finalizer;
 use super::reporter::{Context, StatusReporter};
 use super::status::{Stored, Writer};
@@ -49,7 +49,7 @@ pub(super) async fn run(
         *stored = std::mem::take(stored).newest(&added);
     }
     let writer = Writer::new(api, object, stored.clone(), controller.world.lead.clone());
-    let before = stored.status.clone();
+    let (begun, before) = (controller.world.clock.now(), stored.status.clone());
     let reporter = StatusReporter::new(context(controller, object, &before), writer.clone(), controller.brake.clone());
     let mut findings = findings(&before);
     let state = if object.spec.suspend == Some(true) {
@@ -72,13 +72,12 @@ pub(super) async fn run(
         tracing::warn!("{}", chain(&error));
         return Ok(Next::After(Duration::from_secs(5)));
     }
-    tell(&controller.events, controller, object, &before, stored);
+    for landing in &findings.ended {
+        let took = controller.world.clock.now().saturating_duration_since(begun);
+        controller.world.metrics.landing(landing.failure.as_ref().map(|failure| failure.reason), took);
+    }
+    controller.events.tell(object, happened(&before, &stored.status));
     Ok(next)
-}
-
-fn tell(events: &Events, controller: &Controller, object: &NixOSHost, before: &nixos_host_api::NixOSHostStatus, stored: &Stored) {
-    controller.world.metrics.host(&object.namespace().unwrap_or_default(), &object.name_any(), &stored.status);
-    events.tell(object, happened(before, &stored.status));
 }
 
 fn context(controller: &Controller, object: &NixOSHost, before: &nixos_host_api::NixOSHostStatus) -> Context {
@@ -240,7 +239,6 @@ async fn end(controller: &Controller, api: &Api<NixOSHost>, object: &NixOSHost) 
         tracing::warn!("GC roots of a deleted host could not be dropped: {}", chain(&error));
     }
     controller.world.forget(&uid);
-    controller.world.metrics.forget(&namespace, &name);
     finalizer::remove(api, object).await?;
     tracing::info!("deleted; the machine stays as it is");
     Ok(Next::Wait)

@@ -9,7 +9,9 @@ pub mod fair;
 pub mod lead;
 pub mod machines;
 pub mod nix;
+pub mod own;
 pub mod probe;
+pub mod slots;
 pub mod ssh;
 mod start;
 
@@ -26,6 +28,7 @@ pub use effects::{Connection, Effects, Link, Real};
 pub use fair::Fair;
 pub use lead::Lead;
 pub use machines::{Claim, Machines};
+pub use slots::Slots;
 pub use start::Limits;
 
 /// All that passes are done with; shared by all of them.
@@ -39,11 +42,11 @@ pub struct World {
     /// Whether hosts may be touched, and under which epoch: they refuse an older one than they know.
     pub lead: Lead,
     /// Looks at hosts at a time, by namespace as all of these.
-    pub looks: Fair,
+    pub looks: Slots,
     /// Copies at a time.
-    pub copies: Fair,
+    pub copies: Slots,
     /// Landings at a time.
-    pub landings: Fair,
+    pub landings: Slots,
     /// Which resource manages which machine.
     pub machines: Machines,
     /// What is known of a resource's machine from the last connection, by the resource's uid.

@@ -11,9 +11,10 @@ use futures::future::BoxFuture;
 
 use super::copy::{LocalStore, NixStore};
 use super::nix::{Nix, NixConfig, StartError, StoreQuery, StoreQueryError};
-use super::{Effects, Fair, Lead, Machines, Peers, Real, World, exec};
+use super::{Effects, Lead, Machines, Peers, Real, Slots, World, exec};
 use crate::clock::Clock;
 use crate::metrics::Metrics;
+use crate::metrics::queue::Queue;
 use crate::nix::StorePath;
 
 /// How many of each kind of work at a time.
@@ -42,14 +43,18 @@ impl Real {
 impl World {
     /// A world in which nothing was done yet.
     pub fn new(effects: Arc<dyn Effects>, metrics: Metrics, clock: Clock, lead: Lead, limits: Limits) -> Self {
+        let slots = |name, slots, queue: &Queue| {
+            metrics.slots(name, slots);
+            Slots::new(slots, queue.clone(), clock.clone())
+        };
         Self {
+            looks: slots("looks", limits.looks, &metrics.queues.looks),
+            copies: slots("copies", limits.copies, &metrics.queues.copies),
+            landings: slots("landings", limits.landings, &metrics.queues.landings),
             effects,
             metrics,
             clock,
             lead,
-            looks: Fair::new(limits.looks),
-            copies: Fair::new(limits.copies),
-            landings: Fair::new(limits.landings),
             machines: Machines::default(),
             peers: Peers::default(),
         }

@@ -16,6 +16,7 @@ pub mod host;
 pub mod kubectl;
 pub mod oracle;
 pub mod process;
+pub mod prometheus;
 pub mod scenario;
 pub mod wait;
 pub mod world;

@@ -137,6 +137,11 @@ impl Controller {
         http_get(self.health_port, path)
     }
 
+    /// Where `/metrics` is, on loopback.
+    pub fn metrics_port(&self) -> u16 {
+        self.metrics_port
+    }
+
     /// `/metrics`.
     pub fn metrics(&self) -> String {
         let (status, body) = http_get(self.metrics_port, "metrics").expect("the controller does not answer on its metrics port");
@@ -259,7 +264,7 @@ fn binary() -> PathBuf {
 }
 
 /// One HTTP/1.0 request to loopback.
-fn http_get(port: u16, path: &str) -> Option<(u16, String)> {
+pub(crate) fn http_get(port: u16, path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
     stream.write_all(format!("GET /{path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes()).ok()?;

@@ -168,6 +168,26 @@ impl ControlPlane {
         *self.locked() = None;
     }
 
+    /// Keeps what is stored now, for [`ControlPlane::restore`].
+    pub fn snapshot(&self) {
+        let etcd = self.etcd.lock().expect("no test panics with the lock held");
+        let etcd = etcd.as_ref().expect("etcd runs");
+        // As a power cut would leave it, which it comes back from
+        etcd.signal(Signal::STOP);
+        output(Command::new("cp").arg("-rT").args([self.directory.join("etcd"), self.directory.join("snapshot")]));
+        etcd.signal(Signal::CONT);
+    }
+
+    /// What is stored is what it was at the [`ControlPlane::snapshot`]: resource versions go back too.
+    pub fn restore(&self) {
+        self.kill_api_server();
+        *self.etcd.lock().expect("no test panics with the lock held") = None;
+        std::fs::remove_dir_all(self.directory.join("etcd")).expect("cannot remove what is stored");
+        output(Command::new("cp").arg("-rT").args([self.directory.join("snapshot"), self.directory.join("etcd")]));
+        self.start_etcd();
+        self.start_api_server();
+    }
+
     /// Freezes the API server: connections stay open and nothing answers.
     pub fn freeze_api_server(&self) {
         if let Some(daemon) = &*self.locked() {

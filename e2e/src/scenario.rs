@@ -198,6 +198,12 @@ impl Scenario {
         &self.controllers
     }
 
+    /// The API server was restored from a backup.
+    pub async fn restored(&mut self) {
+        self.plane.ready().await;
+        self.oracle.as_mut().expect("the oracle is there until the end").look_anew().await;
+    }
+
     /// The oracle.
     pub fn oracle(&self) -> &Oracle {
         self.oracle.as_ref().expect("the oracle is there until the end")

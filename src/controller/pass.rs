@@ -41,6 +41,9 @@ pub(super) async fn run(
 ) -> Result<Next, kube::Error> {
     let api: Api<NixOSHost> = Api::namespaced(controller.clients.requests.clone(), &object.namespace().unwrap_or_default());
     *stored = std::mem::take(stored).newest(object);
+    if stored.is_ahead_of(object) {
+        *stored = Stored::of(in_time(api.get(&object.name_any())).await?);
+    }
     if object.metadata.deletion_timestamp.is_some() {
         return end(controller, &api, object).await;
     }
@@ -213,21 +216,24 @@ async fn wish(
     Ok(Wish::new(id, &object.spec, given, controller.args.allow_local_flakes))
 }
 
+async fn in_time<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
+    tokio::time::timeout(REQUEST_WITHIN, call).await.unwrap_or_else(|elapsed| Err(kube::Error::Service(elapsed.into())))
+}
+
 /// The content of a Secret, by a single get: Secrets are never cached. `Err` if the API server does not say: that is no fault of the resource.
 async fn secret(controller: &Controller, namespace: &str, field: &str, name: &str) -> Result<Result<SecretData, Failure>, kube::Error> {
     let api: Api<Secret> = Api::namespaced(controller.clients.requests.clone(), namespace);
-    let got = tokio::time::timeout(REQUEST_WITHIN, api.get(name)).await;
+    let got = in_time(api.get(name)).await;
     let failure = |reason, problem: &str| Failure::new(reason, format!("spec.{field}: Secret {name:?} {problem}"));
     Ok(match got {
-        Ok(Ok(secret)) => Ok(secret.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0)).collect()),
-        Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
+        Ok(secret) => Ok(secret.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0)).collect()),
+        Err(kube::Error::Api(status)) if status.code == 404 => {
             Err(failure(Reason::SecretNotFound, &format!("does not exist in namespace {namespace:?}")))
         }
-        Ok(Err(kube::Error::Api(status))) if status.code == 403 => {
+        Err(kube::Error::Api(status)) if status.code == 403 => {
             Err(failure(Reason::Forbidden, &format!("may not be read by the controller: {}", status.message)))
         }
-        Ok(Err(error)) => return Err(error),
-        Err(elapsed) => return Err(kube::Error::Service(elapsed.into())),
+        Err(error) => return Err(error),
     })
 }
 

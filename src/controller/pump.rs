@@ -7,9 +7,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use kube::Api;
 use kube::core::DeserializeGuard;
-use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch};
 use nixos_host_api::NixOSHost;
 use tokio::sync::mpsc;
 
@@ -27,22 +25,37 @@ pub(super) async fn run(
     tasks: mpsc::UnboundedSender<Task>,
     metrics: Metrics,
     ready: tokio::sync::watch::Sender<bool>,
-    jitter: impl Fn(Duration) -> Duration + Send + Sync + Unpin,
+    jitter: impl Fn(Duration) -> Duration,
 ) {
     let config = watcher::Config::default().timeout(WATCH_SECONDS);
-    let stream = watch(api, config).backoff(Pause { tries: 0, jitter });
-    futures::pin_mut!(stream);
     let mut pump = Pump { hosts, tasks, metrics, listed: HashSet::new() };
-    while let Some(event) = stream.next().await {
-        match event {
-            Ok(event) => {
-                if pump.on(event) {
-                    let _ = ready.send(true);
+    let mut tries = 0;
+    loop {
+        let mut stream = std::pin::pin!(watcher::watcher(api.clone(), config.clone()));
+        // After a failure everything is listed anew: an API server that was restored from a backup would let the old watch wait in silence for a
+        // version that it has not come to yet.
+        while let Some(event) = stream.next().await {
+            match event {
+                Ok(event) => {
+                    tries = if matches!(event, Event::Apply(_) | Event::Delete(_)) { 0 } else { tries };
+                    if pump.on(event) {
+                        let _ = ready.send(true);
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!("watching NixOSHosts: {}", chain(&error));
+                    break;
                 }
             }
-            Err(error) => tracing::warn!("watching NixOSHosts: {}", chain(&error)),
         }
+        tokio::time::sleep(jitter(pause(tries))).await;
+        tries += 1;
     }
+}
+
+/// From 0.2 s, doubled up to 2 s: after an outage there may be two of them before the first list. kube's own goes up to 30 s and forgives only after 2 minutes.
+fn pause(tries: u32) -> Duration {
+    Duration::from_millis(200).saturating_mul(1 << tries.min(5)).min(Duration::from_secs(2))
 }
 
 struct Pump {
@@ -104,27 +117,5 @@ fn guarded_key(object: &Guarded) -> Key {
     match &object.0 {
         Ok(object) => key(object),
         Err(invalid) => (invalid.metadata.namespace.clone().unwrap_or_default(), invalid.metadata.name.clone().unwrap_or_default()),
-    }
-}
-
-/// From 0.2 s, doubled up to 2 s, with jitter: after an outage there may be two of them before the first list. kube's own goes up to 30 s and forgives only after 2 minutes.
-struct Pause<J> {
-    tries: u32,
-    jitter: J,
-}
-
-impl<J: Fn(Duration) -> Duration> Iterator for Pause<J> {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        let pause = Duration::from_millis(200).saturating_mul(1 << self.tries.min(5)).min(Duration::from_secs(2));
-        self.tries += 1;
-        Some((self.jitter)(pause))
-    }
-}
-
-impl<J: Fn(Duration) -> Duration + Send + Sync + Unpin> Backoff for Pause<J> {
-    fn reset(&mut self) {
-        self.tries = 0;
     }
 }

@@ -46,6 +46,8 @@ pub(super) struct Stored {
     version: u64,
     /// What was sent since, and whose answer was not heard: any of it may be stored.
     unheard: Vec<NixOSHostStatus>,
+    /// It is not what the pass began with: this pass writes no more.
+    overtaken: bool,
 }
 
 /// So many of them are remembered. Of an older one the watch tells.
@@ -55,7 +57,21 @@ impl Stored {
     /// The newer of what a watch delivered and what was written last: a watch may lag behind one's own writes.
     pub(super) fn newest(self, object: &NixOSHost) -> Self {
         let version = version(object);
-        if version > self.version { Self { status: object.status.clone().unwrap_or_default(), version, unheard: Vec::new() } } else { self }
+        if version > self.version { Self::at(version, object.status.clone()) } else { Self { overtaken: false, ..self } }
+    }
+
+    /// Whether what a watch delivered is older: it lags, or the API server was restored from a backup.
+    pub(super) fn is_ahead_of(&self, object: &NixOSHost) -> bool {
+        self.version > version(object)
+    }
+
+    /// What is stored, as the API server says now.
+    pub(super) fn of(object: NixOSHost) -> Self {
+        Self::at(version(&object), object.status)
+    }
+
+    fn at(version: u64, status: Option<NixOSHostStatus>) -> Self {
+        Self { status: status.unwrap_or_default(), version, ..Self::default() }
     }
 
     /// Takes note of what was sent, and may have been stored.
@@ -102,13 +118,16 @@ impl Writer {
         let mut stored = self.stored.lock().await;
         let mut refreshed = false;
         loop {
+            if stored.overtaken {
+                return Err(WriteError::Overtaken);
+            }
             let status = make(&stored.status);
             if status == stored.status && stored.unheard.is_empty() {
                 return Ok(refreshed);
             }
             match self.apply(&status, stored.version).await {
                 Ok(object) => {
-                    *stored = Stored { version: version(&object), status: object.status.unwrap_or(status), unheard: Vec::new() };
+                    *stored = Stored::at(version(&object), object.status.or(Some(status)));
                     return Ok(true);
                 }
                 Err(WriteError::Api(error)) if !refreshed && matches!(&*error, kube::Error::Api(status) if status.code == 409) => {
@@ -133,15 +152,13 @@ impl Writer {
         self.ours(self.api.patch_status(&self.name, &parameters, &Patch::Apply(body))).await
     }
 
-    /// The newest version, if its status is the one that is known, or the one whose answer was not heard.
+    /// What is stored: overtaken, if it is neither what is known nor something whose answer was not heard. After a restore from a backup that is an
+    /// older version.
     async fn refreshed(&self, known: &Stored) -> Result<Stored, WriteError> {
         let object = self.ours(self.api.get(&self.name)).await?;
-        let version = version(&object);
-        let status = object.status.unwrap_or_default();
-        if status == known.status || known.unheard.contains(&status) {
-            return Ok(Stored { status, version, unheard: Vec::new() });
-        }
-        Err(WriteError::Overtaken)
+        let stored = Stored::at(version(&object), object.status);
+        let overtaken = stored.status != known.status && !known.unheard.contains(&stored.status);
+        Ok(Stored { overtaken, ..stored })
     }
 
     /// What the API server answers in time, if it is of our object.

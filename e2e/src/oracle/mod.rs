@@ -51,6 +51,13 @@ impl Oracle {
         Self { api, seen, task }
     }
 
+    /// Begins anew, with what was wrong so far: after a restore from a backup versions and statuses are older than those that were seen.
+    pub async fn look_anew(&mut self) {
+        self.task.abort();
+        let version = list(&self.api, &self.seen).await.expect("cannot list NixOSHosts");
+        self.task = tokio::spawn(watch(self.api.clone(), Arc::clone(&self.seen), version));
+    }
+
     /// What has been wrong so far.
     pub fn violations(&self) -> Vec<String> {
         locked(&self.seen).violations.clone()

@@ -205,6 +205,11 @@ impl Monitor {
         unattended.for_each(|(_, how)| *how = Tried::Begun(now));
     }
 
+    /// A status says that the system has landed: also one whose machine restarted before it could say so itself.
+    pub(super) fn stayed(&mut self, system: System) {
+        self.tries.iter_mut().filter(|((tried, ..), _)| *tried == system).for_each(|(_, how)| *how = Tried::Committed);
+    }
+
     fn ended(&mut self, id: &str, how: Tried) {
         if let Some(Armed { order, at, .. }) = self.landing.as_ref().filter(|landing| landing.order.id == id) {
             let tried = (order.new, order.mode.clone(), order.activate, order.commit);

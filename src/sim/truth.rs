@@ -51,8 +51,12 @@ impl Sim {
         }
         let held = condition(status, "Stalled").and_then(|stalled| stalled["reason"].as_str()?.parse::<Reason>().ok());
         let desired = status.pointer("/system/desired").and_then(Value::as_str).and_then(System::of);
+        let ready = condition(status, "Ready").is_some_and(|ready| ready["status"] == "True");
         self.monitor(|monitor| {
             monitor.was_applied.extend(applied(status));
+            if let Some(system) = desired.filter(|system| ready && applied(status) == Some(*system)) {
+                monitor.stayed(system);
+            }
             if let Some(system) = desired.filter(|_| held.is_some_and(|reason| reason.class() == Class::Rejected)) {
                 monitor.rejected(now, system);
             }

@@ -155,7 +155,7 @@ const HEAD: &str = "<!-- Generated from src/metrics/catalogue.rs by `UPDATE=1 ca
 [dashboards](dashboards.md) are made of these.
 
 - **Hosts** have at most 16 series each, all gauges, made at each scrape from the objects that the controller watches: what `kubectl get nixoshosts` shows
-  and these never differ by more than a watch event, and the series of a deleted host go with it. A thousand hosts are scraped in milliseconds (docs/bench.md).
+  and these never differ by more than a watch event, and the series of a deleted host go with it. A thousand hosts are 16,000 lines, made in 25 ms (bench.md).
 - **Only the replica that leads** exports series of hosts; one that stands by has `nixos_host_controller_leader 0`. So `sum` counts no host twice.
 - **Labels are bounded**: namespaces, names and revisions by the number of hosts, conditions and reasons by a closed list (README.md), the rest as
   the table says. No label holds a message, an address, a key or anything from a Secret.

@@ -10,16 +10,16 @@ use super::catalogue::{self, Series};
 /// The families of these hosts.
 pub(super) fn families<'h>(hosts: impl Iterator<Item = &'h NixOSHost>) -> Vec<MetricFamily> {
     let mut table = Table::default();
-    let mut counts = BTreeMap::<(String, String), f64>::new();
+    let (none, mut counts) = (NixOSHostStatus::default(), BTreeMap::<(&str, &str), f64>::new());
     for host in hosts {
-        let status = host.status.clone().unwrap_or_default();
-        table.host(host, &status);
-        for condition in status.conditions {
-            *counts.entry((condition.type_, condition.status)).or_default() += 1.0;
+        let status = host.status.as_ref().unwrap_or(&none);
+        table.host(host, status);
+        for condition in &status.conditions {
+            *counts.entry((&*condition.type_, &*condition.status)).or_default() += 1.0;
         }
     }
     for ((condition, status), count) in counts {
-        table.put(&catalogue::HOSTS, [condition, status].into(), count);
+        table.put(&catalogue::HOSTS, [condition, status].map(str::to_owned).into(), count);
     }
     table.0.into_values().collect()
 }

@@ -15,6 +15,8 @@ const SOON: Duration = Duration::from_secs(180);
 async fn fires(prometheus: &Prometheus, expected: &[(&str, &str)]) {
     until(&format!("{expected:?} to fire, and nothing else"), SOON, || async {
         let mut firing = prometheus.firing();
+        // How full the disk of the machine is that runs this test is no matter of the test
+        firing.retain(|(alert, _)| alert != "NixOSHostStoreNearlyFull");
         firing.sort();
         let same =
             firing.len() == expected.len() && firing.iter().zip(expected).all(|((alert, host), found)| (&**alert, &**host) == *found);

@@ -65,6 +65,8 @@ async fn one_of_two_works_and_the_other_takes_over_when_it_is_killed_or_lets_go(
     assert!(is_leader(first) && !is_leader(second));
     assert_eq!(second.health("readyz").map(|(status, _)| status), Some(200), "who stands by is ready");
     assert_eq!(second.metric("nixos_host_passes_total", &[]), 0.0, "and does nothing");
+    let told = |controller: &Controller| ["nixos_host_info", "leader_election_master_status"].map(|name| controller.metric(name, &[]));
+    assert_eq!((told(first), told(second)), ([1.0, 1.0], [0.0, 0.0]), "only the leader tells of hosts");
     assert_eq!(second.executions().count("nix", &["eval"]) + second.executions().count("git", &["ls-remote"]), 0);
     let before = epoch(&scenario);
 

@@ -47,6 +47,8 @@ pub struct Ended {
     pub system: StorePath,
     /// Its revision, short.
     pub revision: String,
+    /// Its revision, whole.
+    pub rev: Option<String>,
     /// The activation goal.
     pub mode: Mode,
     /// `None` if it was committed.

@@ -170,6 +170,7 @@ impl Report<'_> {
         HistoryEntry {
             system: ended.system.to_string(),
             revision: ended.revision.clone(),
+            rev: ended.rev.clone(),
             mode: ended.mode,
             outcome,
             reason: ended.failure.as_ref().map_or(Reason::Succeeded, |failure| failure.reason).as_str().into(),
@@ -497,7 +498,8 @@ mod tests {
         let mut now = NixOSHostStatus::default();
         for second in 0..15 {
             let failure = (second % 2 == 1).then(|| Failure::new(Reason::ActivationFailed, "x"));
-            found.ended = vec![Ended { system: NEW.parse().unwrap(), revision: format!("main@{second}"), mode: Mode::Switch, failure }];
+            found.ended =
+                vec![Ended { system: NEW.parse().unwrap(), revision: format!("main@{second}"), rev: None, mode: Mode::Switch, failure }];
             now = status(&now, &found, State::Settled(Verdict::UpToDate(String::new())), second);
         }
         assert_eq!(now.history.len(), HISTORY);

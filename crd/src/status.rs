@@ -250,6 +250,11 @@ pub struct LandingRef {
     #[schemars(length(max = 300))]
     pub revision: String,
 
+    /// Its revision, whole; a tarball or directory has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub rev: Option<String>,
+
     /// The machine lands it by booting it once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reboot: Option<bool>,
@@ -283,6 +288,11 @@ pub struct HistoryEntry {
     /// Its revision, short.
     #[schemars(length(max = 300))]
     pub revision: String,
+
+    /// Its revision, whole, as spec.flake.rev takes it; a tarball or directory has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub rev: Option<String>,
 
     /// The activation goal.
     pub mode: crate::Mode,

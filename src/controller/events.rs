@@ -185,6 +185,7 @@ mod tests {
         let entry = |(revision, outcome, reason): &(&str, Outcome, &str)| HistoryEntry {
             system: "/nix/store/x".into(),
             revision: (*revision).into(),
+            rev: None,
             mode: Mode::Switch,
             outcome: *outcome,
             reason: (*reason).into(),

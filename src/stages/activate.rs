@@ -145,6 +145,7 @@ pub(super) async fn begin<R: Reporter>(
         boot_id: observed.host.boot_id.clone().unwrap_or_default(),
         system: toplevel.to_string(),
         revision: pass.findings.locked.as_ref().map(crate::nix::LockedFlake::short).unwrap_or_default(),
+        rev: pass.findings.locked.as_ref().and_then(|locked| locked.rev.clone()),
         reboot: reboot.is_some().then_some(true),
         failed_units: reboot.unwrap_or_default(),
     };

@@ -120,7 +120,7 @@ fn interrupted(begun: &LandingRef) -> Failure {
 /// What goes into the history.
 pub fn ended(wish: &Wish, begun: &LandingRef, failure: Option<Failure>) -> Option<Ended> {
     let system = begun.system.parse().ok()?;
-    Some(Ended { system, revision: begun.revision.clone(), mode: wish.activation.mode, failure })
+    Some(Ended { system, revision: begun.revision.clone(), rev: begun.rev.clone(), mode: wish.activation.mode, failure })
 }
 
 /// Brings back the old system if a landing is in flight there that is no longer wanted.

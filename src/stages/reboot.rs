@@ -203,6 +203,7 @@ mod tests {
             boot_id: "1".into(),
             system: NEW.into(),
             revision: "main".into(),
+            rev: None,
             reboot: Some(true),
             failed_units: vec![],
         }

@@ -222,7 +222,15 @@ mod tests {
     const NEW: &str = "/nix/store/s66mzxpvicwk07gjbjfw9izjfa797vsw-nixos-system-web-26.05";
 
     fn begun() -> LandingRef {
-        LandingRef { id: "a".into(), boot_id: "b".into(), system: NEW.into(), revision: "main".into(), reboot: None, failed_units: vec![] }
+        LandingRef {
+            id: "a".into(),
+            boot_id: "b".into(),
+            system: NEW.into(),
+            revision: "main".into(),
+            rev: None,
+            reboot: None,
+            failed_units: vec![],
+        }
     }
 
     fn found(exit: i32, failed: &[&str], restarts: u64) -> Verification {

@@ -1,9 +1,11 @@
-//! Watches every NixOSHost of a namespace for its whole life, and holds every status that is written against the rules of [`rules`].
+//! Watches every NixOSHost of a namespace for its whole life, and holds every status that is written against the rules of [`rules`], and at the end
+//! against those of [`flux`].
 
+pub mod flux;
 pub mod rules;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -32,6 +34,8 @@ struct Seen {
     /// Every status that was written, in order, with the object's name.
     writes: Vec<(String, Value)>,
     violations: Vec<String>,
+    /// What Flux's linter is to read: each once.
+    lines: BTreeSet<String>,
 }
 
 /// The watcher. [`Oracle::finish`] at the end of a test; what it found is also checked when it is dropped.
@@ -96,7 +100,8 @@ impl Oracle {
 impl Drop for Oracle {
     fn drop(&mut self) {
         self.task.abort();
-        let violations = self.violations();
+        let mut violations = self.violations();
+        violations.extend(flux::violations(&locked(&self.seen).lines));
         if violations.is_empty() {
             return;
         }
@@ -166,6 +171,7 @@ fn look(seen: &Mutex<Seen>, object: &DynamicObject) {
     let written = before.as_ref().is_none_or(|before| before.get("status") != value.get("status"));
     if written && let Some(status) = value.get("status") {
         seen.writes.push((name.clone(), status.clone()));
+        seen.lines.insert(flux::line(&value));
     }
     for violation in rules::violations(before.as_ref(), &value) {
         let status = value.get("status").map(ToString::to_string).unwrap_or_default();

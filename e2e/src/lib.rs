@@ -9,6 +9,7 @@
 #![allow(clippy::disallowed_methods, reason = "the controller's rules on processes and clocks are not those of what tests it")]
 #![allow(clippy::print_stderr, reason = "a failing test tells on stderr, where the test harness captures it")]
 
+pub mod argocd;
 pub mod control_plane;
 pub mod controller;
 pub mod flake;

@@ -139,7 +139,8 @@ impl ArgoCd {
                 "project": "default",
                 "source": { "repoURL": format!("git://127.0.0.1:{}/{name}", self.git), "targetRevision": "main", "path": "." },
                 "destination": { "server": "https://kubernetes.default.svc", "namespace": namespace },
-                "syncPolicy": { "automated": automated },
+                // What is deleted in the foreground waits for a garbage collector, which is part of kube-controller-manager: none runs here
+                "syncPolicy": { "automated": automated, "syncOptions": ["PrunePropagationPolicy=background"] },
             },
         });
         self.kubectl.apply(&manifest.to_string());

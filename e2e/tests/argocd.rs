@@ -3,7 +3,7 @@
 
 use std::{path::Path, time::Duration};
 
-use nixos_host_e2e::argocd::ArgoCd;
+use nixos_host_e2e::argocd::{ArgoCd, overrides};
 use nixos_host_e2e::flake::fleet::activation;
 use nixos_host_e2e::scenario::{condition, merge, name};
 use nixos_host_e2e::world::write;
@@ -203,4 +203,67 @@ async fn what_the_examples_say_is_what_is_stored() {
     }
     drop(argocd);
     scenario.finish().await;
+}
+
+/// Where the scripts and their tests are.
+const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/argocd/resource_customizations/nixoshost.dev/NixOSHost");
+
+fn tests_of(file: &str) -> Value {
+    serde_saphyr::from_str(&std::fs::read_to_string(Path::new(SCRIPTS).join(file)).unwrap()).unwrap()
+}
+
+#[test]
+fn the_health_script_says_what_its_tests_expect() {
+    for test in tests_of("health_test.yaml")["tests"].as_array().unwrap() {
+        let input = test["inputPath"].as_str().unwrap();
+        let (status, message) = (test["healthStatus"]["status"].as_str().unwrap(), test["healthStatus"]["message"].as_str().unwrap());
+        assert_eq!(overrides(&["health"], &Path::new(SCRIPTS).join(input)), format!("STATUS: {status}\nMESSAGE: {message}"), "{input}");
+    }
+}
+
+#[test]
+fn the_actions_do_what_their_tests_expect() {
+    let (tests, directory) = (tests_of("actions/action_test.yaml"), Path::new(SCRIPTS).join("actions"));
+    let file = |test: &Value, field: &str| directory.join(test[field].as_str().unwrap());
+    for test in tests["discoveryTests"].as_array().unwrap() {
+        let mut expected: Vec<_> = test["result"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|action| format!("{} {}", action["name"].as_str().unwrap(), action["disabled"]))
+            .collect();
+        expected.sort();
+        let listed = overrides(&["list-actions"], &file(test, "inputPath"));
+        let listed: Vec<_> = listed.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        assert_eq!(listed, expected, "{}", test["inputPath"]);
+    }
+    for test in tests["actionTests"].as_array().unwrap() {
+        let (input, action) = (file(test, "inputPath"), test["action"].as_str().unwrap());
+        let said = overrides(&["run-action", action], &input);
+        let (before, after) = (std::fs::read_to_string(input).unwrap(), std::fs::read_to_string(file(test, "expectedOutputPath")).unwrap());
+        let only = |these: &str, those: &str| -> Vec<String> {
+            these.lines().filter(|line| !those.lines().any(|other| other == *line)).map(timeless).collect()
+        };
+        let marked = |mark: &str| -> Vec<String> { said.lines().filter_map(|line| line.strip_prefix(mark)).map(timeless).collect() };
+        // A revision that stands elsewhere too is no line of its own: what is there must be what the action did
+        let (gone, new) = (marked("< "), marked("> "));
+        assert!(gone.len() + new.len() > 0, "{action} changes something: {said}");
+        assert!(
+            only(&before, &after).iter().all(|line| gone.contains(line)) && only(&after, &before).iter().all(|line| new.contains(line)),
+            "{action}: {said}"
+        );
+        assert!(
+            gone.iter().all(|line| timeless(&before).contains(line.as_str()))
+                && new.iter().all(|line| timeless(&after).contains(line.as_str())),
+            "{action}: {said}"
+        );
+    }
+}
+
+/// Without the moment at which an action was run.
+fn timeless(text: &str) -> String {
+    match text.split_once("By Argo CD at: ") {
+        Some((before, after)) => format!("{before}By Argo CD at: {}", &after["0001-01-01T00:00:00".len()..]),
+        None => text.to_owned(),
+    }
 }

@@ -15,7 +15,7 @@ use nixos_host_e2e::{
     },
     host::{Shape, proxy::DelayingProxy},
     kubectl::Kubectl,
-    oracle::Oracle,
+    oracle::{Oracle, flux},
     process::{Output, output, run},
     scenario::install_crds,
     until,
@@ -342,4 +342,26 @@ async fn a_scenario_has_everything_but_the_controller() {
         assert!(report.contains(part), "no {part:?} in {report}");
     }
     scenario.finish().await;
+}
+
+#[test]
+fn the_linter_of_flux_finds_what_is_wrong_and_nothing_else() {
+    let condition = |kind: &str, status: &str| json!({ "type": kind, "status": status, "reason": "Testing", "message": "", "observedGeneration": 2, "lastTransitionTime": "2026-01-01T00:00:00Z" });
+    let object = |conditions: &[serde_json::Value]| {
+        let status = json!({ "observedGeneration": 2, "conditions": conditions });
+        json!({ "apiVersion": "nixoshost.dev/v1alpha1", "kind": "NixOSHost", "metadata": { "name": "web", "generation": 2 }, "status": status })
+    };
+    let found = |conditions: &[serde_json::Value]| flux::violations(&[flux::line(&object(conditions))].into());
+    let ready = condition("Ready", "True");
+    assert_eq!(found(std::slice::from_ref(&ready)), [""; 0]);
+    assert_eq!(found(&[condition("Ready", "Unknown"), condition("Reconciling", "True")]), [""; 0]);
+    assert_eq!(found(&[condition("Ready", "False"), condition("Stalled", "True")]), [""; 0]);
+    for (wrong, says) in [
+        (vec![], "Ready condition must always be present"),
+        (vec![ready.clone(), condition("Stalled", "True")], "must be False when Stalled"),
+        (vec![condition("Ready", "Unknown")], "Ready"),
+    ] {
+        let text = found(&wrong).concat();
+        assert!(text.contains(says), "{wrong:?}: {text}");
+    }
 }

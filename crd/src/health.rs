@@ -19,7 +19,8 @@ pub struct HealthCheck {
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
 
-    /// Where tcp and http connect from. Default: Host.
+    /// Where tcp and http connect from: `Host` (default) is the machine itself, asked through the SSH connection, so that ports on localhost are reached too (its sshd has to allow TCP forwarding, as it does by default);
+    /// `Controller` connects to the address that SSH reached, through the machine's firewall.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<CheckFrom>,
 
@@ -38,7 +39,7 @@ pub struct HealthCheck {
     #[x_kube(validation = kube::core::Rule::new("!self.matches('^([0-9]+(\\\\.[0-9]+)?(ms|s|m|h))+$') || (duration(self) >= duration('1s') && duration(self) <= duration('5m'))").message("interval: from 1s to 5m"))]
     pub interval: Option<Duration>,
 
-    /// What it means when it fails. Default: Revert.
+    /// What it means when the check fails: `Revert` (default) to the old system, or `Report`: keep the new one and say so in the condition Ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_failure: Option<CheckFailurePolicy>,
 
@@ -90,7 +91,7 @@ pub struct TcpCheck {
 #[derive(KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpCheck {
-    /// `HTTP` (default) or `HTTPS`.
+    /// `HTTP` (default) or `HTTPS`: the certificate has to be good for `host`, by an authority that the controller trusts (its SSL_CERT_FILE).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheme: Option<HttpScheme>,
 
@@ -126,8 +127,7 @@ pub struct HttpCheck {
     pub body_contains: Option<String>,
 }
 
-/// Where tcp and http connect from: `Host` (default) is the machine itself, asked through the SSH connection, so that ports on localhost are reached too (its sshd has to allow TCP forwarding, as it does by default);
-/// `Controller` connects to the address that SSH reached, through the machine's firewall.
+/// Where tcp and http connect from.
 #[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum CheckFrom {
     /// The machine itself.
@@ -137,7 +137,7 @@ pub enum CheckFrom {
     Controller,
 }
 
-/// What it means when the check fails: `Revert` (default) to the old system, or `Report`: keep the new one and say so in the condition Ready.
+/// What it means when a check fails.
 #[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum CheckFailurePolicy {
     /// Go back to the old system.
@@ -147,7 +147,7 @@ pub enum CheckFailurePolicy {
     Report,
 }
 
-/// `HTTP` (default) or `HTTPS`: the certificate has to be good for `host`, by an authority that the controller trusts (its SSL_CERT_FILE).
+/// Whether the connection is encrypted.
 #[derive(JsonSchema, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum HttpScheme {

@@ -5,6 +5,7 @@
 mod duration;
 mod health;
 mod reasons;
+mod schema;
 mod spec;
 mod status;
 

@@ -1,4 +1,4 @@
-//! The closed list of condition reasons: what each means and what to do. README.md's table is generated from it.
+//! The closed list of condition reasons: what each means and what to do. docs/troubleshooting.md is generated from it.
 
 /// Types of conditions.
 pub mod condition {
@@ -32,39 +32,43 @@ pub enum Class {
 }
 
 macro_rules! reasons {
-    ($($name:ident $class:ident $meaning:literal $cure:literal)*) => {
+    ($([$about:literal] $($name:ident $class:ident $meaning:literal $cure:literal)*)*) => {
         /// Why a condition is as it is. Stable: people write alerts on these.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum Reason { $(#[doc = $meaning] $name),* }
+        pub enum Reason { $($(#[doc = $meaning] $name),*),* }
 
         impl Reason {
             /// All of them.
-            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+            pub const ALL: &'static [Self] = &[$($(Self::$name),*),*];
+
+            /// All of them by what they are about, in the order of the stages.
+            pub const GROUPS: &'static [(&'static str, &'static [Self])] = &[$(($about, &[$(Self::$name),*])),*];
 
             /// As it stands in a condition.
             pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$name => stringify!($name)),* }
+                match self { $($(Self::$name => stringify!($name)),*),* }
             }
 
             /// What follows from it.
             pub const fn class(self) -> Class {
-                match self { $(Self::$name => Class::$class),* }
+                match self { $($(Self::$name => Class::$class),*),* }
             }
 
             /// What it means.
             pub const fn meaning(self) -> &'static str {
-                match self { $(Self::$name => $meaning),* }
+                match self { $($(Self::$name => $meaning),*),* }
             }
 
             /// What to do about it.
             pub const fn cure(self) -> &'static str {
-                match self { $(Self::$name => $cure),* }
+                match self { $($(Self::$name => $cure),*),* }
             }
         }
     };
 }
 
 reasons! {
+    ["Well, or on its way"]
     Succeeded Normal "The desired system runs, was read back from the machine, and is the boot default (as far as activation.mode goes)." "Nothing."
     Progressing Normal "Work is going on; Reconciling says which stage." "Wait."
     ProgressingWithRetry Normal "A stage failed and is tried again after the delay that the message names." "See the reason of Ready."
@@ -90,6 +94,7 @@ reasons! {
     DryRun Normal "activation.mode is DryActivate: the message says what would change, nothing was changed." "Set another mode to land it."
     NotObserved Normal "The machine could not be looked at, so this cannot be known now." "See Reachable."
 
+    ["The spec and its Secrets"]
     InvalidSpec Rejected "A field of the spec is wrong in a way that the API server could not see." "Correct the field that the message names."
     InvalidFlakeReference Rejected "spec.flake is not a flake reference that this controller takes." "Correct it as the message says."
     MachineConflict NeedsPerson "Another NixOSHost, older than this one, names the same machine." "Delete one of the two."
@@ -97,6 +102,7 @@ reasons! {
     SecretInvalid NeedsPerson "A Secret lacks a key, or the key's content cannot be used: empty, garbage, or an encrypted private key." "Correct the key that the message names."
     Forbidden NeedsPerson "The controller may not read something that the spec refers to." "Grant its ServiceAccount the access."
 
+    ["The repository"]
     RefNotFound NeedsPerson "The branch or tag does not exist in the repository." "Correct spec.flake.ref, or push it."
     RevisionNotFound NeedsPerson "The revision does not exist in the repository." "Correct spec.flake.rev, or push it."
     RepositoryUnreachable Transient "The repository's host does not answer." "Wait, or look at network and DNS of the controller."
@@ -109,6 +115,7 @@ reasons! {
     LockFileOutOfDate NeedsPerson "flake.lock does not fit flake.nix, and the controller never changes it." "Run `nix flake lock` and commit."
     ResolveFailed Transient "Nix could not fetch or lock the flake." "See the message."
 
+    ["The evaluation"]
     AttributeNotFound Rejected "The flake has no such nixosConfigurations attribute; the message lists those that exist." "Correct spec.flake.attribute."
     NotANixOSSystem Rejected "The attribute is no NixOS system: it has no config.system.build.toplevel." "Correct spec.flake.attribute or the flake."
     EvaluationFailed Rejected "Nix could not evaluate the configuration; the message is Nix's own, with the position." "Correct the configuration and push."
@@ -116,11 +123,13 @@ reasons! {
     EvaluationTimedOut Transient "The evaluation took longer than it may." "Simplify it, or raise --evaluate-timeout."
     EvaluationOutOfMemory Transient "The evaluation needed more memory than it may." "Raise --evaluate-memory."
 
+    ["The build"]
     BuildFailed Rejected "A derivation did not build; the message has the last lines of its log." "Correct it and push."
     BuildTimedOut Transient "The build took longer than spec.build.timeout." "Raise it, or use a binary cache."
     BuildError Transient "Nix could not build for a reason of the controller's own (disk, daemon, download)." "See the message."
     WrongArchitecture Rejected "The system is for another architecture than the machine, or than anything the controller can build for." "Correct nixpkgs.hostPlatform, the attribute, or the address."
 
+    ["The way to the machine"]
     Unreachable Transient "No address of the machine answers." "See the message for each address; the machine lands by itself once it is back."
     HostKeyMissing NeedsPerson "No host key is pinned, so nothing was sent." "Set connection.hostKeys, or connection.hostKeyPolicy: TrustOnFirstUse."
     HostKeyMismatch NeedsPerson "The machine shows a host key that is not the pinned one: reinstalled, or not the machine you mean." "Compare the keys, then correct connection.hostKeys."
@@ -133,10 +142,12 @@ reasons! {
     HostBusy Transient "Another switch or another landing runs on the machine." "Wait until it has ended."
     BootDefaultDiffers NeedsPerson "The boot default is neither what runs nor what was committed, so a crash while landing would start something else." "Run `switch-to-configuration boot` of the system that should boot."
 
+    ["The copy"]
     CopyFailed Transient "The closure could not be sent." "See the message; the next try sends what is missing."
     StoreFull NeedsPerson "The machine's disk is full." "Collect garbage there (nix-collect-garbage -d), or enlarge it."
     CopyRefused NeedsPerson "The machine's Nix does not take paths from this user." "Connect as root, or make the user a trusted-user."
 
+    ["The landing"]
     PreSwitchCheckFailed Rejected "The new system's own checks refused the switch; nothing was changed." "See the message: often it needs mode Boot and a reboot."
     ActivationFailed Rejected "The activation failed; the machine went back to the old system." "See the message and correct the configuration."
     ActivationTimedOut Rejected "The activation took longer than activateWithin; the machine went back to the old system." "Correct the configuration, or raise activateWithin."
@@ -169,22 +180,25 @@ impl std::str::FromStr for Reason {
 }
 
 impl Reason {
-    /// The list as a Markdown table, for README.md.
-    pub fn table() -> String {
-        let row = |reason: &Self| format!("| `{reason}` | {} | {} | {} |", reason.class().after(), reason.meaning(), reason.cure());
-        let rows: Vec<String> = Self::ALL.iter().map(row).collect();
-        format!("| reason | then | meaning | what to do |\n|---|---|---|---|\n{}\n", rows.join("\n"))
+    /// The list as Markdown, for docs/troubleshooting.md: a heading each, so that other pages and alerts can lead to it.
+    pub fn reference() -> String {
+        let entry = |reason: &Self| {
+            format!("### {reason}\n\n{}\n\n- **Then**: {}\n- **Do**: {}\n", reason.meaning(), reason.class().after(), reason.cure())
+        };
+        let group =
+            |(about, reasons): &(&str, &[Self])| format!("## {about}\n\n{}", reasons.iter().map(entry).collect::<Vec<_>>().join("\n"));
+        Self::GROUPS.iter().map(group).collect::<Vec<_>>().join("\n")
     }
 }
 
 impl Class {
-    /// What the controller does then, in a word or two.
+    /// What the controller does then, in a few words.
     pub const fn after(self) -> &'static str {
         match self {
-            Self::Normal => "–",
-            Self::Transient => "tried again",
-            Self::NeedsPerson => "stalled, tried again",
-            Self::Rejected => "stalled, held",
+            Self::Normal => "nothing is wrong: the controller goes on.",
+            Self::Transient => "tried again by itself, after a delay that grows.",
+            Self::NeedsPerson => "`Stalled`, and yet tried again, after a delay that grows: it goes on by itself once it is mended.",
+            Self::Rejected => "`Stalled`, and held: tried again when the spec or the revision changes, or when it is asked for.",
         }
     }
 }

@@ -36,6 +36,7 @@ use crate::{Duration, HealthCheck, NixOSHostStatus};
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(transform = crate::schema::fields_speak_for_themselves)]
 pub struct NixOSHostSpec {
     /// What the machine should run.
     pub flake: Flake,

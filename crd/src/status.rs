@@ -16,7 +16,7 @@ pub struct NixOSHostStatus {
     #[schemars(range(min = 0, max = 9_007_199_254_740_991_i64))]
     pub observed_generation: Option<i64>,
 
-    /// Ready, Reconciling and Stalled as kstatus has them; Reachable, UpToDate and Drifted. README.md lists every reason with what to do.
+    /// Ready, Reconciling and Stalled as kstatus has them; Reachable, UpToDate and Drifted. docs/troubleshooting.md lists every reason with what to do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = kube::core::ListMerge::Map(vec!["type".into()]))]

@@ -37,6 +37,8 @@ unit: ## Test what needs neither Nix nor a cluster
 nix: setup ## Test what needs a real Nix
 	$(cargo) test -p nixos-host-controller --lib --no-run
 	$(cargo_inside) test -p nixos-host-controller --lib -- --ignored --skip sim:: --test-threads=$(THREADS)
+	$(cargo) test -p nixos-host-e2e --test flake --no-run
+	$(cargo_inside) test -p nixos-host-e2e --test flake -- --ignored --test-threads=$(THREADS)
 
 e2e: setup ## Test on a real control plane and real hosts: TEST=part-of-a-name, THREADS=3
 	$(cargo) build -p nixos-host-controller

@@ -1,0 +1,4 @@
+{
+  environment.etc.revision.text = "kernel";
+  boot.kernelParams = [ "nhc.revision=kernel" ];
+}

@@ -17,6 +17,7 @@ mod building;
 mod cancel;
 mod cases;
 mod crashes;
+mod docs;
 mod drift;
 mod election;
 mod following;

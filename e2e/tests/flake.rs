@@ -73,11 +73,11 @@ fn what_is_misspelt_is_refused_by_its_name() {
         ("nix/modules/host.nix", "isSystemUser = true", "isSystemUser = \"yes\"", "not of type `boolean'"),
         ("nix/modules/controller.nix", "tmpfiles.settings", "tmpfiles.setting", "systemd.tmpfiles.setting"),
         ("nix/modules/controller.nix", "lib.mapAttrsToList argument", "lib.mapAttrToList argument", "mapAttrToList"),
-        ("nix/image.nix", "fakeRootCommands =", "fakerootCommands =", "fakerootCommands"),
-        ("nix/package.nix", "cargoBuildFlags =", "cargoBuildflags =", "cargoBuildflags"),
+        ("nix/image.nix", "fakeRootCommands =", "fakerootCommands =", "fakeRootCommands"),
+        ("nix/package.nix", "cargoBuildFlags =", "cargoBuildflags =", "cargoBuildFlags"),
         ("nix/package.nix", "../e2e/src", "../e2e/source", "e2e/source"),
         ("flake.nix", "pkgs.nixfmt-tree", "pkgs.nixfmt-trees", "nixfmt-trees"),
-        ("nix/checks/default.nix", "testScript =", "testscript =", "testscript"),
+        ("nix/checks/default.nix", "testScript =", "testscript =", "testScript"),
     ];
     for (file, from, to, named) in cases {
         let flake = Flake::copy();

@@ -133,7 +133,8 @@ let
       given = filter (name: concatMap (discharge 100) (catAttrs name sets) != [ ]) (lib.unique (concatMap attrNames sets));
       child = name: options.${name} or options."<name>";
     in
-    if options ? _option then value else lib.genAttrs given (name: defined (child name) (catAttrs name sets) value.${name});
+    # The value first: it is what refuses a name that does not exist
+    if options ? _option then value else builtins.seq value lib.genAttrs given (name: defined (child name) (catAttrs name sets) value.${name});
 in
 {
   inherit config;

@@ -126,6 +126,11 @@ impl Monitor {
         self.tries.clear();
     }
 
+    /// A controller has heard of a request, which a watch may bring late.
+    pub(super) fn asked(&mut self) {
+        self.tries.clear();
+    }
+
     /// A landing has written down what it is about to do.
     pub(super) fn armed(&mut self, now: Duration, order: &Ordered, old: System, default: System) {
         self.landings.push(order.id.clone());

@@ -51,9 +51,14 @@ impl Sim {
         }
         let held = condition(status, "Stalled").and_then(|stalled| stalled["reason"].as_str()?.parse::<Reason>().ok());
         let desired = status.pointer("/system/desired").and_then(Value::as_str).and_then(System::of);
+        let handled = |object: &Value| object.pointer("/status/lastHandledReconcileAt").cloned();
+        let asked = handled(before) != handled(after);
         let ready = condition(status, "Ready").is_some_and(|ready| ready["status"] == "True");
         self.monitor(|monitor| {
             monitor.was_applied.extend(applied(status));
+            if asked {
+                monitor.asked();
+            }
             if let Some(system) = desired.filter(|system| ready && applied(status) == Some(*system)) {
                 monitor.stayed(system);
             }

@@ -14,7 +14,8 @@ configs:
 
 /// A YAML block scalar's lines.
 fn block(text: &str, indent: usize) -> String {
-    text.lines().map(|line| if line.is_empty() { "\n".to_owned() } else { format!("{:indent$}{line}\n", "") }).collect()
+    let indent = " ".repeat(indent);
+    text.lines().flat_map(|line| [if line.is_empty() { "" } else { &indent }, line, "\n"]).collect()
 }
 
 fn values(scripts: &Path) -> String {
@@ -26,7 +27,9 @@ fn values(scripts: &Path) -> String {
     values += &block(&read("actions/discovery.lua"), 8);
     values += "      definitions:\n";
     for action in ACTIONS {
-        values += &format!("        - name: {action}\n          action.lua: |\n");
+        values += "        - name: ";
+        values += action;
+        values += "\n          action.lua: |\n";
         values += &block(&read(&format!("actions/{action}/action.lua")), 12);
     }
     values

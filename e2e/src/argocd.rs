@@ -262,7 +262,7 @@ fn customizations() -> String {
     let values = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/argocd/values.yaml");
     let values = std::fs::read_to_string(values).expect("the values are part of the project");
     let (_, keys) = values.split_once("configs:\n  cm:\n").expect("the values have configs.cm");
-    keys.lines().map(|line| format!("{}\n", line.strip_prefix("  ").unwrap_or(line))).collect()
+    keys.lines().flat_map(|line| [line.strip_prefix("  ").unwrap_or(line), "\n"]).collect()
 }
 
 fn config_map(customizations: &str) -> String {

@@ -16,10 +16,10 @@ const SOON: Duration = Duration::from_secs(120);
 const GRACE: u32 = 8;
 
 /// The NixOSHost of host `index` at a revision, as a file in Git.
-fn pinned(scenario: &Scenario, index: usize, rev: &str, patch: Value) -> Value {
+fn pinned(scenario: &Scenario, index: usize, rev: &str, patch: &Value) -> Value {
     let mut manifest = scenario.manifest(index);
     merge(&mut manifest, &json!({ "spec": { "flake": { "ref": null, "rev": rev }, "interval": "5s" } }));
-    merge(&mut manifest, &patch);
+    merge(&mut manifest, patch);
     manifest
 }
 
@@ -44,7 +44,7 @@ async fn a_host_lives_under_argo_cd() {
     let application = argocd.application("life", &scenario.namespace, &json!({ "prune": true }), &json!({}));
 
     // A commit is synced, and the host comes up; the spec changes, and it is not Healthy before it runs that
-    let rev = application.commit(|work| put(work, &pinned(&scenario, 0, &first, json!({}))));
+    let rev = application.commit(|work| put(work, &pinned(&scenario, 0, &first, &json!({}))));
     application.synced(&rev, SOON).await;
     application.health("web-1", "Progressing", "", SOON).await;
     dump(&scenario, "testdata/progressing.yaml");
@@ -55,7 +55,7 @@ async fn a_host_lives_under_argo_cd() {
     let bad = scenario.repository.commit(|fleet| {
         fleet.host("web-1").snippet("broken", activation::FAIL);
     });
-    application.commit(|work| put(work, &pinned(&scenario, 0, &bad, json!({}))));
+    application.commit(|work| put(work, &pinned(&scenario, 0, &bad, &json!({}))));
     application.health("web-1", "Degraded", "this snippet fails on purpose", SOON).await;
     dump(&scenario, "testdata/degraded.yaml");
     let failed = scenario.get(0)["status"]["history"].as_array().unwrap().len();
@@ -71,7 +71,7 @@ async fn a_host_lives_under_argo_cd() {
         fleet.host("web-1").activation = None;
         fleet.host("web-1").rev = Some(2);
     });
-    let git = application.commit(|work| put(work, &pinned(&scenario, 0, &second, json!({}))));
+    let git = application.commit(|work| put(work, &pinned(&scenario, 0, &second, &json!({}))));
     application.health("web-1", "Healthy", &second[..7], SOON).await;
     dump(&scenario, "actions/testdata/landed.yaml");
 
@@ -141,7 +141,7 @@ async fn the_second_wave_waits_until_the_first_is_healthy_on_the_new_revision() 
         application.commit(|work| {
             for index in 0..2 {
                 let wave = json!({ "metadata": { "annotations": { "argocd.argoproj.io/sync-wave": (index + 1).to_string() } } });
-                put(work, &pinned(scenario, index, rev, wave));
+                put(work, &pinned(scenario, index, rev, &wave));
             }
         })
     };

@@ -17,9 +17,9 @@ simulation = $(cargo) test --profile sim -p nixos-host-controller --lib -- --noc
 # There is no network in a world: cargo has built before, and only runs
 cargo_inside := $(enter) cargo --offline --locked
 
-scripts := .ci/run fuzz/run fuzz/rustc e2e/world/lib.sh $(addprefix e2e/world/,setup enter join serve boot-host) $(wildcard e2e/world/parts/*)
+scripts := .ci/run fuzz/run fuzz/rustc e2e/world/lib.sh $(addprefix e2e/world/,setup enter join serve boot-host suite) $(wildcard e2e/world/parts/*)
 # What runs on hosts: plain sh. Those of the fixture are templates, whose @placeholders@ stand for words
-host_scripts := $(shell find src -name '*.sh')
+host_scripts := $(shell find src charts -name '*.sh')
 templates := $(wildcard e2e/world/flake/*.sh)
 
 .PHONY: help setup unit nix e2e torture torture-hosts torture-simulated fuzz test demo demo-stop bench lint clean
@@ -43,7 +43,7 @@ nix: setup ## Test what needs a real Nix
 e2e: setup ## Test on a real control plane and real hosts: TEST=part-of-a-name, THREADS=3
 	$(cargo) build -p nixos-host-controller
 	$(cargo) test -p nixos-host-e2e --no-run
-	$(cargo_inside) test -p nixos-host-e2e -- --test-threads=$(THREADS) $(TEST)
+	$(enter) e2e/world/suite --test-threads=$(THREADS) $(TEST)
 
 torture: $(if $(N),torture-hosts) $(if $(SEEDS)$(if $(N),,1),torture-simulated) ## Break things at random: SEEDS=200000 simulated, HOSTS=8 N=200 on real hosts
 

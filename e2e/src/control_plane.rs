@@ -21,6 +21,10 @@ use crate::{
 
 const TOKEN: &str = "e2e-administrator";
 
+/// What ServiceAccounts ask for is written down: `tests/rights.rs` compares it with what the chart lets them.
+const AUDIT: &str = r#"{"apiVersion":"audit.k8s.io/v1","kind":"Policy","omitStages":["RequestReceived"],
+  "rules":[{"level":"Metadata","userGroups":["system:serviceaccounts"]},{"level":"None"}]}"#;
+
 /// One etcd and one kube-apiserver. Both end when it is dropped.
 pub struct ControlPlane {
     directory: PathBuf,
@@ -51,6 +55,7 @@ impl ControlPlane {
         std::fs::create_dir_all(&certificates).expect("cannot make the directory for certificates");
         output(Command::new("openssl").args(["genrsa", "-out"]).arg(certificates.join("service-accounts.key")).arg("2048"));
         write(certificates.join("tokens.csv"), format!("{TOKEN},admin,admin,\"system:masters\"\n"));
+        write(directory.join("audit-policy.json"), AUDIT);
         let plane = Self {
             port: free_port(),
             etcd_port: free_port(),
@@ -93,6 +98,8 @@ impl ControlPlane {
             file("service-account-key-file", "service-accounts.key"),
             file("service-account-signing-key-file", "service-accounts.key"),
             file("token-auth-file", "tokens.csv"),
+            format!("--audit-policy-file={}", self.directory.join("audit-policy.json").display()),
+            format!("--audit-log-path={}", self.directory.join("audit.log").display()),
         ]);
         command.args([
             "--bind-address=127.0.0.1",
@@ -134,6 +141,11 @@ impl ControlPlane {
             kubectl.attempt(&["get", "--raw", "/readyz", "--request-timeout=2s"]).stdout == "ok"
         })
         .await;
+    }
+
+    /// Where it keeps its own; `audit.log` among them.
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// The administrator's kubeconfig.

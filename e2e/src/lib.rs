@@ -10,6 +10,7 @@
 #![allow(clippy::print_stderr, reason = "a failing test tells on stderr, where the test harness captures it")]
 
 pub mod argocd;
+pub mod chart;
 pub mod control_plane;
 pub mod controller;
 pub mod flake;

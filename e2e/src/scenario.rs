@@ -5,6 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use serde_json::{Value, json};
 
 use crate::{
+    chart,
     control_plane::ControlPlane,
     controller::{Controller, Options},
     flake::{Fleet, Repository, Server, server::Login},
@@ -183,7 +184,11 @@ impl Scenario {
     /// Starts one more controller for this namespace, and waits until it is ready.
     pub async fn start_another_controller(&mut self, mut options: Options) {
         options.namespace.get_or_insert_with(|| self.namespace.clone());
-        let controller = Controller::start(&self.plane.kubeconfig(), options);
+        let kubeconfig = match &options.user {
+            Some(_) => self.plane.kubeconfig(),
+            None => chart::kubeconfig(&self.plane, &self.namespace, options.namespace.as_deref() == Some("")).await,
+        };
+        let controller = Controller::start(&kubeconfig, options);
         controller.ready().await;
         self.controllers.push(controller);
     }

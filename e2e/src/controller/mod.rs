@@ -29,7 +29,7 @@ pub struct Options {
     pub namespace: Option<String>,
     /// `--allow-local-flakes`.
     pub allow_local_flakes: bool,
-    /// Whom it acts as, if not as the administrator; who that is has rights only by what a test grants.
+    /// Whom it acts as, if not as the chart's ServiceAccount; who that is has rights only by what a test grants.
     pub user: Option<String>,
     /// Whether the programs that it starts are counted; costs a shell for each.
     pub count_executions: bool,

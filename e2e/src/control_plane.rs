@@ -16,7 +16,7 @@ use crate::{
     kubectl::Kubectl,
     process::{Daemon, mortal, output},
     wait::until_true,
-    world::{free_port, fresh_directory, run_directory, write},
+    world::{BRIDGE_ADDRESS, free_port, fresh_directory, run_directory, write},
 };
 
 const TOKEN: &str = "e2e-administrator";
@@ -28,6 +28,8 @@ const AUDIT: &str = r#"{"apiVersion":"audit.k8s.io/v1","kind":"Policy","omitStag
 /// One etcd and one kube-apiserver. Both end when it is dropped.
 pub struct ControlPlane {
     directory: PathBuf,
+    /// Loopback, or the bridge where pods are to reach it.
+    address: &'static str,
     port: u16,
     etcd_port: u16,
     // Declared, and so dropped, in this order: an API server whose etcd went first waits a minute to give its lease back
@@ -50,6 +52,15 @@ impl ControlPlane {
 
     /// A control plane of its own, for a test that takes it down.
     pub async fn start() -> Self {
+        Self::start_at("127.0.0.1").await
+    }
+
+    /// A control plane for a node: pods reach it by the Service `kubernetes`, and get the token of their ServiceAccount.
+    pub async fn start_for_pods() -> Self {
+        Self::start_at(BRIDGE_ADDRESS).await
+    }
+
+    async fn start_at(address: &'static str) -> Self {
         let (_, directory) = fresh_directory("control-plane");
         let certificates = directory.join("certificates");
         std::fs::create_dir_all(&certificates).expect("cannot make the directory for certificates");
@@ -57,6 +68,7 @@ impl ControlPlane {
         write(certificates.join("tokens.csv"), format!("{TOKEN},admin,admin,\"system:masters\"\n"));
         write(directory.join("audit-policy.json"), AUDIT);
         let plane = Self {
+            address,
             port: free_port(),
             etcd_port: free_port(),
             api_server: Mutex::default(),
@@ -102,14 +114,16 @@ impl ControlPlane {
             format!("--audit-log-path={}", self.directory.join("audit.log").display()),
         ]);
         command.args([
-            "--bind-address=127.0.0.1",
-            "--advertise-address=127.0.0.1",
             "--service-account-issuer=https://kubernetes.default.svc",
             "--authorization-mode=RBAC",
             "--service-cluster-ip-range=10.96.0.0/16",
-            "--endpoint-reconciler-type=none",
-            "--disable-admission-plugins=ServiceAccount",
         ]);
+        command.args([format!("--bind-address={}", self.address), format!("--advertise-address={}", self.address)]);
+        command.args(if self.address == BRIDGE_ADDRESS {
+            ["--allow-privileged", "--kubelet-preferred-address-types=InternalIP"]
+        } else {
+            ["--endpoint-reconciler-type=none", "--disable-admission-plugins=ServiceAccount"]
+        });
         *self.locked() = Some(Daemon::start("kube-apiserver", command, &self.directory.join("kube-apiserver.log")));
     }
 
@@ -118,8 +132,8 @@ impl ControlPlane {
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{ "name": "e2e", "cluster": {
-                "server": format!("https://127.0.0.1:{}", self.port),
-                "certificate-authority": self.directory.join("certificates/apiserver.crt"),
+                "server": format!("https://{}:{}", self.address, self.port),
+                "certificate-authority": self.certificate("apiserver.crt"),
             }}],
             "users": [{ "name": "admin", "user": { "token": TOKEN } }],
             "contexts": [{ "name": "e2e", "context": { "cluster": "e2e", "user": "admin", "namespace": "default" } }],
@@ -146,6 +160,11 @@ impl ControlPlane {
     /// Where it keeps its own; `audit.log` among them.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// A file of its keys and certificates: `apiserver.crt`, which is its own authority, or `service-accounts.key`.
+    pub fn certificate(&self, name: &str) -> PathBuf {
+        self.directory.join("certificates").join(name)
     }
 
     /// The administrator's kubeconfig.

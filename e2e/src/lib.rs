@@ -11,6 +11,7 @@
 
 pub mod argocd;
 pub mod chart;
+pub mod cluster;
 pub mod control_plane;
 pub mod controller;
 pub mod flake;
@@ -23,6 +24,7 @@ pub mod scenario;
 pub mod wait;
 pub mod world;
 
+pub use cluster::Cluster;
 pub use control_plane::ControlPlane;
 pub use controller::Controller;
 pub use flake::{Fleet, Knobs, Repository};

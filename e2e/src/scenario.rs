@@ -28,6 +28,7 @@ pub struct Builder {
     hosts: usize,
     shape: Shape,
     login: Option<Login>,
+    plane: Option<Arc<ControlPlane>>,
     own_control_plane: bool,
     namespace: Option<String>,
     controller: Option<Options>,
@@ -65,6 +66,12 @@ impl Builder {
         self
     }
 
+    /// On this control plane, whose CRDs are there already.
+    pub fn control_plane(mut self, plane: &Arc<ControlPlane>) -> Self {
+        self.plane = Some(Arc::clone(plane));
+        self
+    }
+
     /// A namespace of this name, which nothing else may use.
     pub fn namespace(mut self, name: &str) -> Self {
         self.namespace = Some(name.to_owned());
@@ -85,8 +92,13 @@ impl Builder {
 
     /// Makes all of it, and waits until hosts and controller answer.
     pub async fn start(self) -> Scenario {
-        let plane = if self.own_control_plane { Arc::new(ControlPlane::start().await) } else { ControlPlane::shared().await };
-        install_crds(&plane).await;
+        let plane = if let Some(plane) = self.plane {
+            plane
+        } else {
+            let plane = if self.own_control_plane { Arc::new(ControlPlane::start().await) } else { ControlPlane::shared().await };
+            install_crds(&plane).await;
+            plane
+        };
         let hosts: Vec<Host> = (0..self.hosts).map(|_| Host::start_as(self.shape)).collect();
         let (count, edit) = (self.hosts, self.fleet);
         let repository = Repository::create(|fleet| {
@@ -168,6 +180,7 @@ impl Scenario {
             hosts: 1,
             shape: Shape::default(),
             login: None,
+            plane: None,
             own_control_plane: false,
             namespace: None,
             controller: Some(Options::default()),

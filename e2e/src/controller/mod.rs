@@ -254,7 +254,7 @@ fn acting_as(user: &str, kubeconfig: &Path, directory: &Path) -> PathBuf {
 }
 
 /// The binary under test: `NHC_CONTROLLER`, or the one beside the test binary (`target/debug/deps/TEST` → `target/debug`).
-fn binary() -> PathBuf {
+pub(crate) fn binary() -> PathBuf {
     if let Some(binary) = std::env::var_os("NHC_CONTROLLER") {
         return binary.into();
     }

@@ -84,7 +84,8 @@ auth.require = ( "" => ( "method" => "basic", "realm" => "git", "require" => "va
         format!(
             r#"server.modules = ( "mod_openssl", "mod_accesslog", "mod_auth", "mod_authn_file", "mod_alias", "mod_setenv", "mod_cgi" )
 server.document-root = "/srv/www"
-server.bind = "127.0.0.1"
+# Not only loopback: a controller in a pod is another machine
+server.bind = "0.0.0.0"
 server.port = {port}
 ssl.engine = "enable"
 ssl.pemfile = "/srv/server.pem"

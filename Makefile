@@ -22,7 +22,7 @@ scripts := .ci/run fuzz/run fuzz/rustc e2e/world/lib.sh $(addprefix e2e/world/,s
 host_scripts := $(shell find src charts -name '*.sh')
 templates := $(wildcard e2e/world/flake/*.sh)
 
-.PHONY: help setup unit nix e2e torture torture-hosts torture-simulated fuzz test demo demo-stop bench lint clean
+.PHONY: help setup unit nix e2e cluster torture torture-hosts torture-simulated fuzz test demo demo-stop bench lint clean
 
 help: ## Show this
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -45,6 +45,12 @@ e2e: setup ## Test on a real control plane and real hosts: TEST=part-of-a-name, 
 	$(cargo) test -p nixos-host-e2e --no-run
 	$(enter) e2e/world/suite --test-threads=$(THREADS) $(TEST)
 
+cluster: ## Test the chart on a real node: kubelet, containerd, pods
+	e2e/world/setup node
+	$(cargo) build -p nixos-host-controller
+	$(cargo) test -p nixos-host-e2e --test cluster --no-run
+	$(cargo_inside) test -p nixos-host-e2e --test cluster -- --ignored
+
 torture: $(if $(N),torture-hosts) $(if $(SEEDS)$(if $(N),,1),torture-simulated) ## Break things at random: SEEDS=200000 simulated, HOSTS=8 N=200 on real hosts
 
 torture-simulated:
@@ -56,7 +62,7 @@ torture-hosts: setup
 	$(cargo) test -p nixos-host-e2e --test torture --no-run
 	HOSTS=$(or $(HOSTS),8) N=$(N) $(cargo_inside) test -p nixos-host-e2e --test torture -- --ignored --nocapture
 
-test: setup unit nix e2e ## Everything, from nothing
+test: setup unit nix e2e cluster ## Everything, from nothing
 
 demo: setup ## Show it: three hosts land, follow a commit, and come back from a bad one. KEEP=1 leaves it running
 	$(cargo) build -p nixos-host-controller -p nixos-host-e2e

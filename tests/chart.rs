@@ -25,7 +25,8 @@ fn table(values: &str) -> String {
             let words = comment.join(" ").replace('|', "\\|");
             assert!(default.is_empty() || !words.is_empty(), "values.yaml: {key} lacks a comment above it");
             if !words.is_empty() {
-                rows += &format!("| `{}` | {shown} | {words} |\n", above.join("."));
+                let row = format!("| `{}` | {shown} | {words} |\n", above.join("."));
+                rows += &row;
             }
             comment.clear();
         } else {

@@ -51,7 +51,7 @@ cluster: ## Test the chart on a real node: kubelet, containerd, pods
 	$(cargo) test -p nixos-host-e2e --test cluster --no-run
 	$(cargo_inside) test -p nixos-host-e2e --test cluster -- --ignored
 
-torture: $(if $(N),torture-hosts) $(if $(SEEDS)$(if $(N),,1),torture-simulated) ## Break things at random: SEEDS=200000 simulated, HOSTS=8 N=200 on real hosts
+torture: $(if $(N),torture-hosts) $(if $(SEEDS),torture-simulated) $(if $(N)$(SEEDS),,torture-hosts torture-simulated fuzz) ## Break things at random: all of it, or SEEDS=200000 simulated, or HOSTS=8 N=200 on real hosts
 
 torture-simulated:
 	SIM_SEEDS=$(or $(SEEDS),200000) $(simulation) --include-ignored \
@@ -60,7 +60,7 @@ torture-simulated:
 torture-hosts: setup
 	$(cargo) build -p nixos-host-controller
 	$(cargo) test -p nixos-host-e2e --test torture --no-run
-	HOSTS=$(or $(HOSTS),8) N=$(N) $(cargo_inside) test -p nixos-host-e2e --test torture -- --ignored --nocapture
+	HOSTS=$(or $(HOSTS),8) N=$(or $(N),200) $(cargo_inside) test -p nixos-host-e2e --test torture -- --ignored --nocapture
 
 test: setup unit nix e2e cluster ## Everything, from nothing
 

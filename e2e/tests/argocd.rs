@@ -1,5 +1,6 @@
 //! A real Argo CD, its health checks, actions, diffs and sync waves, with the values of `charts/argocd`.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, clippy::disallowed_methods, missing_docs, reason = "tests")]
+#![allow(clippy::needless_pass_by_value, reason = "json!(…) at the place of use reads better than &json!(…)")]
 
 use std::{path::Path, time::Duration};
 

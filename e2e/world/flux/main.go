@@ -48,14 +48,18 @@ func parse(line []byte) (*host, error) {
 
 // violations is what Flux and kstatus have against an object.
 func violations(h *host) error {
-	checker := check.NewInProgressChecker(nil)
-	// While work goes on, or is given up until somebody asks, the rules for the end of a pass do not hold yet.
+	checkers := []*check.Checker{check.NewInProgressChecker(nil)}
+	// While work goes on the rules for the end of a pass do not hold yet.
 	if !conditions.IsReconciling(h) {
-		checker = check.NewChecker(nil, polarity)
+		checkers = append(checkers, check.NewChecker(nil, polarity))
 	}
-	checker.DisableFetch = true
-	fail, warn := checker.Check(context.Background(), h)
-	return errors.Join(fail, warn, kstatus(h))
+	found := kstatus(h)
+	for _, checker := range checkers {
+		checker.DisableFetch = true
+		fail, warn := checker.Check(context.Background(), h)
+		found = errors.Join(found, fail, warn)
+	}
+	return found
 }
 
 // kstatus must read the object as the conditions mean it.

@@ -151,7 +151,9 @@ impl Connected {
         let Some(look) = answer.look else { return };
         let mut looks = lock(&self.process.looks);
         if verb == "status" {
-            looks.clear();
+            // A write may be on its way that tells of the one before.
+            let old = looks.len().saturating_sub(1);
+            looks.drain(..old);
             self.sim.monitor(|monitor| monitor.looked(self.sim.now(), self.process.epoch));
         }
         looks.push(look);

@@ -37,10 +37,12 @@ extlinux_default() { # EXTLINUX.CONF
 
 # ---- systemd-boot, as itself and under lanzaboote ----
 
-# Four bytes of attributes, then UTF-16. What is set here overrides what NixOS writes, until somebody removes it.
+# Four bytes of attributes, then UTF-16. What is set here overrides what NixOS writes, until somebody removes it. Through a pipe, because tail
+# seeks in a file, and efivarfs refuses to.
 efi_variable() { # NAME
   file=$root/sys/firmware/efi/efivars/$1-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f
-  [ ! -f "$file" ] || tail -c +5 "$file" | tr -d '\000'
+  # shellcheck disable=SC2002
+  [ ! -f "$file" ] || cat "$file" | tail -c +5 | tr -d '\000'
 }
 systemd_boot_default() { # ESP
   set -- "$1" "$root/boot" # entries may lie in a partition of their own

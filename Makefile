@@ -17,12 +17,12 @@ simulation = $(cargo) test --profile sim -p nixos-host-controller --lib -- --noc
 # There is no network in a world: cargo has built before, and only runs
 cargo_inside := $(enter) cargo --offline --locked
 
-scripts := .ci/run fuzz/run fuzz/rustc e2e/world/lib.sh $(addprefix e2e/world/,setup enter join serve boot-host suite) $(wildcard e2e/world/parts/*)
+scripts := .ci/run fuzz/run fuzz/rustc e2e/world/lib.sh $(addprefix e2e/world/,setup enter join serve boot-host make-disk suite) $(wildcard e2e/world/parts/*)
 # What runs on hosts: plain sh. Those of the fixture are templates, whose @placeholders@ stand for words
 host_scripts := $(shell find src charts -name '*.sh')
 templates := $(wildcard e2e/world/flake/*.sh)
 
-.PHONY: help setup unit nix e2e cluster torture torture-hosts torture-simulated fuzz test demo demo-stop bench lint clean
+.PHONY: help setup unit nix e2e cluster emulator torture torture-hosts torture-simulated fuzz test test-full demo demo-stop bench lint clean
 
 help: ## Show this
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -51,6 +51,12 @@ cluster: ## Test the chart on a real node: kubelet, containerd, pods
 	$(cargo) test -p nixos-host-e2e --test cluster --no-run
 	$(cargo_inside) test -p nixos-host-e2e --test cluster -- --ignored
 
+emulator: ## Test landings by reboot on a kernel and a boot loader in an emulator
+	e2e/world/setup emulator
+	$(cargo) build -p nixos-host-controller
+	$(cargo) test -p nixos-host-e2e --test emulator --no-run
+	$(cargo_inside) test -p nixos-host-e2e --test emulator -- --ignored --test-threads=1
+
 torture: $(if $(N),torture-hosts) $(if $(SEEDS),torture-simulated) $(if $(N)$(SEEDS),,torture-hosts torture-simulated fuzz) ## Break things at random: all of it, or SEEDS=200000 simulated, or HOSTS=8 N=200 on real hosts
 
 torture-simulated:
@@ -63,6 +69,8 @@ torture-hosts: setup
 	HOSTS=$(or $(HOSTS),8) N=$(or $(N),200) $(cargo_inside) test -p nixos-host-e2e --test torture -- --ignored --nocapture
 
 test: setup unit nix e2e cluster ## Everything, from nothing
+
+test-full: test emulator ## That, and what takes longer
 
 demo: setup ## Show it: three hosts land, follow a commit, and come back from a bad one. KEEP=1 leaves it running
 	$(cargo) build -p nixos-host-controller -p nixos-host-e2e

@@ -129,6 +129,9 @@ pub struct Kernel {
     /// It does not come up: the machine stays dark until somebody switches it off and on.
     #[serde(default)]
     pub panics: bool,
+    /// It is Linux, for [`crate::Host::emulate`]; needs [`super::Repository::add_machine`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub real: bool,
 }
 
 /// How an evaluation goes.

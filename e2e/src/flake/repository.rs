@@ -8,7 +8,7 @@ use std::{
 use super::Fleet;
 use crate::{
     process::output,
-    world::{fresh_directory, script, write},
+    world::{cache, fresh_directory, script, write},
 };
 
 /// A repository with a fixture flake in it.
@@ -149,6 +149,14 @@ impl Repository {
         write(&flake, text.replacen("  outputs =", &input, 1));
         let mut command = Command::new("nix");
         output(command.args(["flake", "lock"]).arg(format!("path:{}", self.work_tree().display())).envs(environment.iter().copied()));
+    }
+
+    /// Gives the flake the kernel and the initrd of hosts that are emulated ([`super::fleet::Kernel::real`]). Commit after it.
+    pub fn add_machine(&self) {
+        for file in ["vmlinuz", "initrd"] {
+            let content = std::fs::read(cache().join("emulator").join(file)).expect("not set up: run e2e/world/setup emulator");
+            write(self.work_tree().join("machine").join(file), content);
+        }
     }
 
     /// What `nix build` makes of a host's configuration, at a revision: the toplevel to compare with. Builds it if need be.

@@ -90,7 +90,7 @@ impl Host {
     /// Its journal's last lines, also when it is off.
     pub fn journal(&self, lines: usize) -> String {
         let lines = lines.to_string();
-        if self.init().is_some() {
+        if self.init().is_some() || self.emulator.get().is_some() {
             return self.exec(&["journalctl", "--no-pager", "--lines", &lines]).stdout;
         }
         let script =
@@ -103,7 +103,7 @@ impl Host {
 
     /// What its consoles said: which init it booted, each time.
     pub fn console(&self) -> String {
-        std::fs::read_to_string(self.directory().join("console.log")).unwrap_or_default()
+        String::from_utf8_lossy(&std::fs::read(self.directory().join("console.log")).unwrap_or_default()).into_owned()
     }
 
     /// The end of its journal, to count from.

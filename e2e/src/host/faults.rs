@@ -8,6 +8,9 @@ use crate::{process::output, wait::until_true, world::KeyPair};
 impl Host {
     /// The power goes: every process is gone at once (what it wrote stays written). Does nothing to a host that is off.
     pub fn power_cut(&self) {
+        if let Some(emulator) = self.emulator.get() {
+            return emulator.power_cut();
+        }
         let (lock, changed) = &*self.power;
         lock.lock().expect("nothing panics with the lock held").on = false;
         let gone = |limit| {
@@ -32,7 +35,7 @@ impl Host {
     pub async fn reboot(&self) {
         let before = self.boots();
         self.exec(&["systemctl", "reboot"]);
-        until_true(&format!("{} to go down and come back", self.name()), Duration::from_secs(60), || self.boots() > before).await;
+        until_true(&format!("{} to go down and come back", self.name()), Duration::from_secs(120), || self.boots() > before).await;
         self.up().await;
     }
 

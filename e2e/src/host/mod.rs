@@ -2,6 +2,7 @@
 //!
 //! A fresh host runs the fixture's `base` system: generation 1 of its profile, boot default, booted and current.
 
+mod emulator;
 pub mod facts;
 pub mod faults;
 pub mod hostile;
@@ -14,10 +15,11 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
-    sync::{Arc, Condvar, Mutex},
+    sync::{Arc, Condvar, Mutex, OnceLock},
     time::Duration,
 };
 
+use self::emulator::Emulator;
 use crate::{
     process::{Output, mortal, output, run},
     wait::until_true,
@@ -56,6 +58,7 @@ pub struct Host {
     key: KeyPair,
     admin: KeyPair,
     power: Arc<(Mutex<Power>, Condvar)>,
+    emulator: OnceLock<Emulator>,
 }
 
 impl Host {
@@ -86,7 +89,7 @@ impl Host {
         std::fs::create_dir_all(directory.join("disk/etc/ssh")).expect("cannot make the host's disk");
         let key = KeyPair::generate(directory.join("disk/etc/ssh/ssh_host_ed25519_key"));
         let admin = KeyPair::generate(directory.join("admin"));
-        let host = Self { number, directory, layers, key, admin, power: Arc::default() };
+        let host = Self { number, directory, layers, key, admin, power: Arc::default(), emulator: OnceLock::new() };
         host.prepare_disk();
         host.plug_in();
         host
@@ -108,15 +111,18 @@ impl Host {
 
     /// The network namespace and the cable to the bridge. The MAC address is the number's: a stale neighbour entry would cost seconds.
     fn plug_in(&self) {
-        let (name, port) = (self.name(), self.port());
-        let [_, _, high, low] = self.octets();
-        let mac = format!("02:00:00:77:{high:02x}:{low:02x}");
+        let (name, port, mac) = (self.name(), self.port(), self.mac());
         ip(&["netns", "add", &name]);
         ip(&["link", "add", &port, "type", "veth", "peer", "name", "eth0", "address", &mac, "netns", &name]);
         ip(&["link", "set", &port, "master", "br0", "up"]);
         ip(&["-n", &name, "link", "set", "lo", "up"]);
         ip(&["-n", &name, "addr", "add", &format!("{}/16", self.address()), "dev", "eth0"]);
         ip(&["-n", &name, "link", "set", "eth0", "up"]);
+    }
+
+    fn mac(&self) -> String {
+        let [_, _, high, low] = self.octets();
+        format!("02:00:00:77:{high:02x}:{low:02x}")
     }
 
     fn octets(&self) -> [u8; 4] {
@@ -151,6 +157,9 @@ impl Host {
 
     /// Switches it on: what the boot loader has as default is booted. An orderly reboot starts it again, a power cut does not.
     pub fn power_on(&self) {
+        if let Some(emulator) = self.emulator.get() {
+            return emulator.power_on();
+        }
         let mut power = self.power.0.lock().expect("nothing panics with the lock held");
         assert!(!power.on, "{} is on already", self.name());
         power.on = true;
@@ -172,16 +181,24 @@ impl Host {
 
     /// How often it has been booted.
     pub fn boots(&self) -> u32 {
+        if self.emulator.get().is_some() {
+            return emulator::boots(&self.console());
+        }
         self.power.0.lock().expect("nothing panics with the lock held").boots
     }
 
     /// Waits until it answers over SSH.
     pub async fn up(&self) {
-        until_true(&format!("{} to answer over ssh", self.name()), Duration::from_secs(60), || self.ssh(&["true"]).status.success()).await;
+        let deadline = Duration::from_secs(if self.emulator.get().is_some() { 300 } else { 60 });
+        until_true(&format!("{} to answer over ssh", self.name()), deadline, || self.ssh(&["true"]).status.success()).await;
     }
 
-    /// Runs a command on it without SSH and without its network, as root, as NixOS's environment has it.
+    /// Runs a command on it without SSH and without its network (unless it is emulated), as root, as NixOS's environment has it.
     pub fn exec(&self, arguments: &[&str]) -> Output {
+        if self.emulator.get().is_some() {
+            let words: Vec<_> = arguments.iter().map(|word| emulator::quoted(word)).collect();
+            return self.ssh(&[&words.join(" ")]);
+        }
         let Some(init) = self.init() else { panic!("{} is off: cannot run {arguments:?}", self.name()) };
         let mut command = Command::new("nsenter");
         command.args(["--target", &init.to_string(), "--all", "env", "-i", "HOME=/root"]);

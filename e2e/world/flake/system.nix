@@ -118,15 +118,17 @@ let
     in
     all;
 
+  # A kernel that boots, where a test has put one beside the flake
+  real = kernel.real or false;
   kernelVersion = "6.12.${toString (kernel.rev or 0)}";
   linux = run "linux-${kernelVersion}" { version = kernelVersion; } ''
     mkdir -p $out/lib/modules/$version
-    echo "kernel $version" > $out/bzImage
+    ${if real then "cp ${./machine}/vmlinuz" else "echo \"kernel $version\" >"} $out/bzImage
     echo "$version" > $out/lib/modules/$version/modules.order
   '';
   initrd = run "initrd-linux-${kernelVersion}" { version = kernelVersion; } ''
     mkdir -p $out
-    echo "initrd $version" > $out/initrd
+    ${if real then "cp ${./machine}/initrd" else "echo \"initrd $version\" >"} $out/initrd
   '';
 
   # The host's own tools, by name, as a landing finds them on NixOS: never an applet of busybox in front of them.
@@ -135,13 +137,15 @@ let
     runSalted "system-path"
       {
         inherit hostTools;
-        inherit (scripts) bootctl;
+        # A stand-in, where the real one would refuse to run: in a container
+        bootctl = if real then "" else scripts.bootctl;
         packages = packages "shared" shared ++ packages "own-${name}" own;
       }
       ''
         mkdir -p $out/bin
         for package in $packages; do ln -s $package/bin/* $out/bin/; done
         for tool in $hostTools; do ln -s /usr/bin/$tool $out/bin/$tool; done
+        if [ -z "$bootctl" ]; then ln -s /usr/bin/bootctl $out/bin/bootctl; exit; fi
         sed -e "s|@sh@|$PATH/sh|g" -e "s|@tools@|$PATH|g" $bootctl > $out/bin/bootctl
         chmod +x $out/bin/bootctl
       '';

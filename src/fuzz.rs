@@ -2,6 +2,7 @@
 //!
 //! Part of tests and of `make fuzz`, not of the controller.
 
+use crate::host_build::BuildState;
 use crate::landing::{HostStatus, Verification};
 use crate::nix::{DrvPath, FlakeRef, StorePath};
 use crate::world::ssh::HostKey;
@@ -11,12 +12,13 @@ use crate::world::{copy, nix};
 pub type Target = fn(&[u8]);
 
 /// All of them.
-pub const TARGETS: [(&str, Target); 10] = [
+pub const TARGETS: [(&str, Target); 11] = [
     ("build_log", nix::fuzz::build_log),
     ("evaluation_log", nix::fuzz::evaluation_log),
     ("flake_metadata", nix::fuzz::flake_metadata),
     ("flake_reference", flake_reference),
     ("git_output", nix::fuzz::git_output),
+    ("host_build", host_build),
     ("host_key", host_key),
     ("host_status", host_status),
     ("secret", nix::fuzz::secret),
@@ -41,6 +43,17 @@ pub fn run(name: &str, data: &[u8]) {
 fn host_status(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let _ = (HostStatus::parse(&text), Verification::parse(&text));
+}
+
+/// What `build.sh` prints on a machine: of what it says no more is kept than is shown.
+fn host_build(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let kept = match BuildState::parse(&text) {
+        Some(BuildState::Failed(_, log)) => log,
+        Some(BuildState::Running(line)) => vec![line],
+        _ => Vec::new(),
+    };
+    assert!(kept.len() <= 40 && kept.iter().all(|line| line.chars().count() <= 300 && !line.contains(char::is_control)), "{kept:?}");
 }
 
 /// A store path is what it was parsed from, and nothing that a shell would read.

@@ -41,7 +41,7 @@ const MOST_LINES: usize = 40;
 
 impl BuildState {
     /// Reads an answer; `None` if it is none.
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         text.lines().find(|line| *line == "protocol=1")?;
         let word = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')).unwrap_or_default();
         let short = |line: &str| line.chars().filter(|c| !c.is_control()).take(LONGEST_LINE).collect::<String>();

@@ -11,8 +11,13 @@ use serde_json::{Value, json};
 use crate::world::cache;
 
 /// What of an object the linter reads; two writes that differ in the rest only are one to it.
+///
+/// It reads a status for the generation that it speaks of: a spec may change while the end of a pass is being written, and whoever reads that status sees by
+/// its `observedGeneration` that it is of the one before.
 pub fn line(object: &Value) -> String {
-    let mut metadata = json!({ "name": object["metadata"]["name"], "generation": object["metadata"]["generation"] });
+    let generation =
+        [&object["metadata"]["generation"], &object["status"]["observedGeneration"]].into_iter().filter_map(Value::as_i64).min();
+    let mut metadata = json!({ "name": object["metadata"]["name"], "generation": generation });
     if let Some(time) = object.pointer("/metadata/deletionTimestamp") {
         metadata["deletionTimestamp"] = time.clone();
     }

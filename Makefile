@@ -22,13 +22,16 @@ scripts := .ci/run fuzz/run fuzz/rustc e2e/world/lib.sh $(addprefix e2e/world/,s
 host_scripts := $(shell find src charts -name '*.sh')
 templates := $(wildcard e2e/world/flake/*.sh)
 
-.PHONY: help setup unit nix e2e cluster emulator torture torture-hosts torture-simulated fuzz test test-full demo demo-stop bench lint clean
+.PHONY: help setup tools unit nix e2e cluster emulator torture torture-hosts torture-simulated fuzz test test-full demo demo-stop bench lint clean
 
 help: ## Show this
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 setup: ## Make the test world: Nix, hosts, etcd, kube-apiserver (minutes the first time, seconds after)
 	e2e/world/setup
+
+tools: ## Add what the tests hold it against: helm, Argo CD, Flux's linter, Prometheus (minutes the first time)
+	e2e/world/setup tools
 
 unit: ## Test what needs neither Nix nor a cluster
 	$(cargo) test -p nixos-host-controller -p nixos-host-api
@@ -40,19 +43,19 @@ nix: setup ## Test what needs a real Nix
 	$(cargo) test -p nixos-host-e2e --test flake --no-run
 	$(cargo_inside) test -p nixos-host-e2e --test flake -- --ignored --test-threads=$(THREADS)
 
-e2e: setup ## Test on a real control plane and real hosts: TEST=part-of-a-name, THREADS=3
+e2e: tools ## Test on a real control plane and real hosts: TEST=part-of-a-name, THREADS=3
 	$(cargo) build -p nixos-host-controller
 	$(cargo) test -p nixos-host-e2e --no-run
 	$(enter) e2e/world/suite --test-threads=$(THREADS) $(TEST)
 
 cluster: ## Test the chart on a real node: kubelet, containerd, pods
-	e2e/world/setup node
+	e2e/world/setup tools node
 	$(cargo) build -p nixos-host-controller
 	$(cargo) test -p nixos-host-e2e --test cluster --no-run
 	$(cargo_inside) test -p nixos-host-e2e --test cluster -- --ignored
 
 emulator: ## Test booting once by the real systemd-boot, with a kernel, in an emulator (5 minutes)
-	e2e/world/setup emulator
+	e2e/world/setup tools emulator
 	$(cargo) build -p nixos-host-controller
 	$(cargo) test -p nixos-host-e2e --test emulator --no-run
 	$(cargo_inside) test -p nixos-host-e2e --test emulator -- --ignored --test-threads=1
@@ -63,7 +66,7 @@ torture-simulated:
 	SIM_SEEDS=$(or $(SEEDS),200000) $(simulation) --include-ignored \
 	  sim::tests::each_broken_variant_is_caught sim::tests::no_seed_breaks_an_invariant sim::tests::every_pair_of_cuts_of_one_change
 
-torture-hosts: setup
+torture-hosts: tools
 	$(cargo) build -p nixos-host-controller
 	$(cargo) test -p nixos-host-e2e --test torture --no-run
 	HOSTS=$(or $(HOSTS),8) N=$(or $(N),200) $(cargo_inside) test -p nixos-host-e2e --test torture -- --ignored --nocapture
@@ -82,7 +85,7 @@ demo-stop: ## End what `make demo KEEP=1` left running
 	  kill -TERM "$$(cat "$$run/pid")"; until [ ! -e "$$kept" ]; do sleep 0.2; done; echo "ended $${run##*/}"; \
 	done
 
-bench: setup ## Measure it side by side with a plain shell script
+bench: tools ## Measure it side by side with a plain shell script
 	$(cargo) build --release -p nixos-host-controller -p nixos-host-bench
 	$(enter) $${CARGO_TARGET_DIR:-target}/release/bench
 

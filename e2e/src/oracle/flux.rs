@@ -41,7 +41,7 @@ pub fn violations(lines: &BTreeSet<String>) -> Vec<String> {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .unwrap_or_else(|error| panic!("cannot start {}: {error}", program.display()));
+        .unwrap_or_else(|error| panic!("{} is not set up ({error}): run e2e/world/setup tools", program.display()));
     let mut input = child.stdin.take().expect("standard input is piped");
     let text: String = lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect();
     // It prints while it reads: another thread writes, so that neither waits for the other

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use super::clients::{Complaint, said};
 use super::events::{Events, normal, warning};
 use super::hosts::Hosts;
+use crate::clock::human;
 use crate::stage::bounded;
 use crate::world::Lead;
 
@@ -105,7 +106,7 @@ impl Brake {
         if self.0.name.is_empty() {
             return Ok(());
         }
-        let late = || Err(kube::Error::Service(format!("no answer within {LOOK_WITHIN:?}").into()));
+        let late = || Err(kube::Error::Service(format!("no answer within {}", human(LOOK_WITHIN)).into()));
         match tokio::time::timeout(LOOK_WITHIN, self.0.api.get_opt(&self.0.name)).await.unwrap_or_else(|_| late()) {
             Ok(found) => {
                 self.put(found.map_or(State::Released, |found| read(&found.data.unwrap_or_default())));

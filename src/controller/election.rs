@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::clients::{Complaint, said};
 use super::events::{Events, normal, warning};
-use crate::clock::Clock;
+use crate::clock::{Clock, human};
 use crate::world::Lead;
 
 /// The annotation with the epoch.
@@ -254,7 +254,7 @@ fn is_lost(error: &kube::Error) -> bool {
 }
 
 async fn bounded<T>(within: Duration, call: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
-    let late = || Err(kube::Error::Service(format!("no answer within {within:?}").into()));
+    let late = || Err(kube::Error::Service(format!("no answer within {}", human(within)).into()));
     tokio::time::timeout(within, call).await.unwrap_or_else(|_| late())
 }
 

@@ -10,6 +10,7 @@ use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::clients::{REQUEST_WITHIN, said};
+use crate::clock::human;
 use crate::world::Lead;
 
 /// The field manager of everything that this controller writes.
@@ -25,7 +26,7 @@ pub(super) enum WriteError {
     #[error("writing the status: {}", said(.0))]
     Api(Box<kube::Error>),
     /// The API server did not answer.
-    #[error("writing the status: no answer within {} s", REQUEST_WITHIN.as_secs())]
+    #[error("writing the status: no answer within {}", human(REQUEST_WITHIN))]
     TimedOut,
     /// Another replica leads, and writes.
     #[error("writing the status: this controller does not lead")]

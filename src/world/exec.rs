@@ -104,6 +104,19 @@ pub enum Ending {
     Cancelled,
 }
 
+/// To be read after the name of the program.
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(code) => write!(f, "exited with {code}"),
+            Self::Killed(signal) => write!(f, "was killed by signal {signal}"),
+            Self::OutOfMemory => f.write_str("ran out of memory"),
+            Self::TimedOut => f.write_str("did not end in time"),
+            Self::Cancelled => f.write_str("was cancelled"),
+        }
+    }
+}
+
 /// A process that has ended.
 #[derive(Debug, Clone)]
 pub struct Finished {

@@ -23,6 +23,7 @@ use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::ssh::{PortError, Session, Stream};
+use crate::clock::human;
 
 /// Bytes of an answer's body that are looked at.
 pub const MOST_BODY: usize = 64 << 10;
@@ -123,7 +124,7 @@ pub enum ProbeError {
     #[error("asking over HTTP")]
     Http(#[source] hyper::Error),
     /// The deadline passed.
-    #[error("no answer within {0:?}")]
+    #[error("no answer within {}", human(*.0))]
     TimedOut(Duration),
 }
 

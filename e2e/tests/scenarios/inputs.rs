@@ -70,7 +70,7 @@ fn configurations() -> Vec<Case> {
         case(
             "build-is-slow",
             "BuildTimedOut",
-            &["within 5 s", "trial-slow", "raise spec.build.timeout"],
+            &["within 5s", "trial-slow", "raise spec.build.timeout"],
             json!({"spec": {"flake": {"attribute": "slow"}, "build": {"timeout": "5s"}}}),
         ),
         case("other-architecture", "WrongArchitecture", &["aarch64-linux"], attribute("web-2")),

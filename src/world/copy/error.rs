@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::local::LocalStoreError;
 use super::nar::NarError;
 use super::{Progress, Snapshot};
+use crate::clock::human;
 use crate::world::ssh::{Ended, ExecError, Exit};
 
 /// Why a copy ended early.
@@ -62,7 +63,7 @@ pub enum CopyError {
         progress: Snapshot,
     },
     /// It moved, and would have taken for ever.
-    #[error("the copy is slower than {} KiB/s and was given up after {} min, {}; the next try goes on from there", super::SLOWEST >> 10, .after.as_secs() / 60, done(.progress))]
+    #[error("the copy is slower than {} KiB/s and was given up after {}, {}; the next try goes on from there", super::SLOWEST >> 10, human(*.after), done(.progress))]
     TooSlow {
         /// When it was given up.
         after: Duration,

@@ -8,6 +8,7 @@ use tokio::sync::Mutex;
 
 use super::order::{self, NoClosure};
 use super::process::Process;
+use crate::clock::human;
 use crate::nix::{Closure, StorePath};
 
 pub use super::process::NixStore;
@@ -46,7 +47,7 @@ pub enum LocalStoreError {
         source: io::Error,
     },
     /// It did not answer in time.
-    #[error("the local store did not answer within {} s", .after.as_secs_f32())]
+    #[error("the local store did not answer within {}", human(*.after))]
     TimedOut {
         /// The deadline.
         after: Duration,

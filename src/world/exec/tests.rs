@@ -33,6 +33,7 @@ async fn until_gone(mark: &str) {
 async fn the_result_says_how_it_ended() {
     assert_eq!(run(shell("exit 7")).await.ending, Ending::Exited(7));
     assert_eq!(run(shell("kill -TERM $$")).await.ending, Ending::Killed(15));
+    assert_eq!((Ending::Exited(7).to_string(), Ending::Killed(15).to_string()), ("exited with 7".into(), "was killed by signal 15".into()));
     assert_eq!(run(shell("kill -KILL $$")).await.ending, Ending::OutOfMemory);
     let slow = Command { time: Duration::from_millis(50), ..shell("sleep 60") };
     assert_eq!(run(slow).await.ending, Ending::TimedOut);

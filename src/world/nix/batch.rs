@@ -14,6 +14,7 @@ use super::expression::expression;
 use super::fetch::authority_of;
 use super::heard::{Done, Heard};
 use super::outcome::{Limits, RESTRICT, Verdict, conclude};
+use crate::clock::human;
 use crate::nix::{DrvPath, LockedFlake, StorePath};
 use crate::world::exec::{Command, Ending, Finished};
 
@@ -150,7 +151,7 @@ impl Batch {
         match finished.ending {
             Ending::Exited(0) => Ok(()),
             Ending::Cancelled => Err(EvaluateError::Cancelled),
-            Ending::TimedOut => Err(EvaluateError::FetchFailed { message: format!("no end within {} s", time.as_secs()) }),
+            Ending::TimedOut => Err(EvaluateError::FetchFailed { message: format!("no end within {}", human(time)) }),
             _ => Err(EvaluateError::FetchFailed { message: heard.error.map_or_else(|| said(&finished), |error| error.text()) }),
         }
     }

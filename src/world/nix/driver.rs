@@ -86,7 +86,7 @@ pub enum StartError {
         source: ExecError,
     },
     /// Nix did not answer.
-    #[error("`nix {deed}` failed ({ending:?}): {message}")]
+    #[error("`nix {deed}` {ending}: {message}")]
     Unusable {
         /// What it was asked.
         deed: String,

@@ -3,7 +3,9 @@
 //! Clones, because one failure is told to all who wait for the same work. Messages are cleaned of colours and bounded.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use crate::clock::human;
 use crate::world::exec::ExecError;
 
 use super::Credentials;
@@ -99,7 +101,7 @@ pub enum ResolveError {
         problem: String,
     },
     /// It took too long.
-    #[error("no answer within {seconds} s while {deed}")]
+    #[error("no answer within {} while {deed}", human(Duration::from_secs(*.seconds)))]
     TimedOut {
         /// How long was waited.
         seconds: u64,
@@ -180,7 +182,7 @@ pub enum EvaluateError {
         mebibytes: u64,
     },
     /// It took too long.
-    #[error("the evaluation was not done within {seconds} s")]
+    #[error("the evaluation was not done within {}", human(Duration::from_secs(*.seconds)))]
     TimedOut {
         /// How long was waited.
         seconds: u64,
@@ -238,7 +240,7 @@ pub enum BuildError {
         log: Vec<String>,
     },
     /// It took too long.
-    #[error("the build was not done within {seconds} s{}", while_building(drv.as_deref()))]
+    #[error("the build was not done within {}{}", human(Duration::from_secs(*.seconds)), while_building(drv.as_deref()))]
     TimedOut {
         /// How long was waited.
         seconds: u64,

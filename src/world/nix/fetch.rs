@@ -38,7 +38,7 @@ pub(super) async fn look(driver: &Driver, request: &Resolve, cancel: &Cancellati
             look::parse(&stdout, follow).ok_or_else(|| look::failure(2, &finished.stderr, follow))
         }
         Ending::Exited(code) => Err(look::failure(code, &finished.stderr, follow)),
-        ending => Err(ResolveError::Other { message: format!("git ended unexpectedly: {ending:?}") }),
+        ending => Err(ResolveError::Other { message: format!("git {ending}") }),
     }
 }
 
@@ -116,7 +116,7 @@ pub(super) async fn run(
         Ending::Cancelled => Err(ResolveError::Cancelled),
         Ending::TimedOut => Err(ResolveError::TimedOut { seconds: Duration::as_secs(&time), deed }),
         Ending::OutOfMemory => Err(ResolveError::Other { message: format!("out of memory while {deed}") }),
-        Ending::Killed(signal) => Err(ResolveError::Other { message: format!("ended by signal {signal} while {deed}") }),
+        Ending::Killed(signal) => Err(ResolveError::Other { message: format!("was killed by signal {signal} while {deed}") }),
     }
 }
 

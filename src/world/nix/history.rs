@@ -117,7 +117,7 @@ impl<'d> Commits<'d> {
         match finished.ending {
             Ending::Exited(0) => Ok(None),
             Ending::Exited(_) => Ok(Some(signers::problem(&finished.stderr))),
-            ending => Err(ResolveError::Other { message: format!("git ended unexpectedly: {ending:?}") }),
+            ending => Err(ResolveError::Other { message: format!("git {ending}") }),
         }
     }
 

@@ -98,7 +98,7 @@ fn failure(heard: &Heard, ending: Ending, stderr: &[String], limits: Limits, in_
         };
     }
     if message.is_empty() {
-        return EvaluateError::Other { message: format!("Nix ended ({ending:?}) without saying why: {}", git_says(stderr)) };
+        return EvaluateError::Other { message: format!("Nix {ending} without saying why: {}", git_says(stderr)) };
     }
     let position = heard.error.as_ref().and_then(|error| error.position(&heard.own));
     if says(&["allow-import-from-derivation"]) {

@@ -185,9 +185,7 @@ async fn failure(driver: &Driver, order: &Order, watcher: &Watcher, finished: &F
     let ours = |failure: &&&Failure| failure.drv.as_ref().is_some_and(|drv| needed.contains(drv));
     match causes.iter().find(ours).or_else(|| causes.first()) {
         Some(cause) => told(cause, order, time),
-        None => {
-            BuildError::Other { message: format!("nix-store --realise failed ({:?}): {}", finished.ending, git_says(&finished.stderr)) }
-        }
+        None => BuildError::Other { message: format!("nix-store --realise {}: {}", finished.ending, git_says(&finished.stderr)) },
     }
 }
 

@@ -234,7 +234,7 @@ impl Pump {
             }
             ChannelMsg::Eof => self.pieces = None,
             ChannelMsg::ExitStatus { exit_status } => self.end.exit = Some(Exit::Status(exit_status)),
-            ChannelMsg::ExitSignal { signal_name, .. } => self.end.exit = Some(Exit::Signal(format!("{signal_name:?}"))),
+            ChannelMsg::ExitSignal { signal_name, .. } => self.end.exit = Some(Exit::Signal(name(&signal_name))),
             ChannelMsg::Failure => {
                 self.end.refused = true;
                 return Next::Close;
@@ -259,6 +259,14 @@ impl Pump {
     }
 }
 
+/// The name of a signal; one that SSH does not know is the host's own text, such as `BUS@openssh.com`.
+fn name(signal: &Sig) -> String {
+    match signal {
+        Sig::Custom(name) => name.chars().filter(char::is_ascii_graphic).take(40).collect(),
+        known => format!("{known:?}"),
+    }
+}
+
 /// Carries both directions between a channel and the other end of `stream`, until one of them ends.
 async fn tunnel(channel: Channel, stream: DuplexStream) {
     let Channel { mut writer, mut reader, ending: _ending } = channel;
@@ -279,5 +287,16 @@ async fn tunnel(channel: Channel, stream: DuplexStream) {
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection through a jump host ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_is_told_by_its_name_whether_ssh_knows_it_or_not() {
+        assert_eq!(name(&Sig::SEGV), "SEGV");
+        assert_eq!(name(&Sig::Custom("BUS@openssh.com\u{1b}[2J".into())), "BUS@openssh.com[2J");
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use russh::ChannelOpenFailure;
 
 use super::quote::QuoteError;
+use crate::clock::human;
 
 /// Why there is no session.
 #[derive(Debug, thiserror::Error)]
@@ -165,7 +166,7 @@ pub enum ExecError {
         limit: usize,
     },
     /// The deadline passed. The command was told to end, and may run on.
-    #[error("the command did not end within {} s", .after.as_secs_f32())]
+    #[error("the command did not end within {}", human(*.after))]
     TimedOut {
         /// The deadline.
         after: Duration,

@@ -7,7 +7,7 @@ use nixos_host_api::Reason;
 use crate::landing::{Client, HostStatus, LandingError, outcome};
 use crate::stage::{Failure, chain};
 use crate::wish::Wish;
-use crate::world::ssh::{ConnectError, ConnectOptions, ExecError, HostKeyPolicy, Target};
+use crate::world::ssh::{ConnectError, ConnectOptions, HostKeyPolicy, Target};
 use crate::world::{Claim, Link, Peer, World};
 
 /// A host that answered: the connection, and what it said over it.
@@ -37,7 +37,11 @@ pub fn claimed(world: &World, wish: &Wish, host: &HostStatus) -> Result<(), Fail
     world.machines.claim(machine, &claim).map_err(|owner| {
         Failure::new(
             Reason::MachineConflict,
-            format!("the machine is managed by the NixOSHost {}, which is older: delete one of the two", owner.name),
+            format!(
+                "the NixOSHost {}, which is older, manages a machine with the same /etc/machine-id: delete one of the two, or give the machine \
+                 an id of its own if it was cloned",
+                owner.name
+            ),
         )
     })
 }
@@ -124,7 +128,7 @@ fn connect_failure(error: &ConnectError) -> Failure {
 /// What an error of the landing protocol means to a person.
 pub fn landing_failure(error: &LandingError) -> Failure {
     let reason = match error {
-        LandingError::Exec(ExecError::Lost(_) | ExecError::TimedOut { .. }) => Reason::Unreachable,
+        error if error.is_no_answer() => Reason::Unreachable,
         LandingError::NotRoot { .. } => Reason::PrivilegeRefused,
         LandingError::Refused { code, .. } => outcome::refusal(code),
         LandingError::Exec(_) | LandingError::Protocol(_) => Reason::HostError,

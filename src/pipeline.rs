@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::landing::HostStatus;
 use crate::nix::{LockedFlake, StorePath};
 use crate::observe::{Observed, claimed, observe};
-use crate::stage::{Failure, Records, Stage};
+use crate::stage::{Failure, OBSERVE, Records, Stage};
 use crate::stages::{activate, build, build_on_host, commit, copy, dry, evaluate, order, reboot, resolve, verify};
 use crate::wish::Wish;
 use crate::world::World;
@@ -118,6 +118,16 @@ pub struct Pass<'p, R> {
 
 /// Brings the host to what is wanted, as far as it can be brought now.
 pub async fn converge<R: Reporter>(pass: &mut Pass<'_, R>) -> Result<Verdict, Stop> {
+    let result = stages(pass).await;
+    match &result {
+        Ok(_) => pass.findings.records.settled(),
+        Err(Stop::Failed(failure)) => pass.findings.records.stopped(failure),
+        Err(Stop::Cancelled) => {}
+    }
+    result
+}
+
+async fn stages<R: Reporter>(pass: &mut Pass<'_, R>) -> Result<Verdict, Stop> {
     // Looking changes nothing, and a host that says nothing would hold up a suspend.
     let Some(found) = pass.cancel.run_until_cancelled(Box::pin(look(pass))).await else { return Err(Stop::Cancelled) };
     let (observed, locked) = found?;
@@ -182,7 +192,7 @@ impl<R: Reporter> Pass<'_, R> {
     fn looked(&mut self, observed: Result<Observed, Failure>) -> Result<Result<Observed, Failure>, Failure> {
         match &observed {
             Ok(observed) => {
-                self.findings.records.forget("Observe");
+                self.findings.records.forget(OBSERVE);
                 self.findings.host_key = Some(observed.session.host_key().to_string());
                 self.findings.jump_host_key = observed.session.jump_host_key().map(ToString::to_string);
                 self.saw(observed.host.clone());
@@ -191,7 +201,7 @@ impl<R: Reporter> Pass<'_, R> {
             }
             Err(failure) => {
                 let failure = reboot::last_seen(self, failure);
-                self.findings.records.failed("Observe", String::new(), &failure);
+                self.findings.records.failed(OBSERVE, String::new(), &failure);
                 self.findings.host = Some(Err(failure.clone()));
                 return Ok(Err(failure));
             }

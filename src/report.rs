@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use nixos_host_api::{
-    AppliedFlake, Class, Facts, FlakeStatus, HistoryEntry, Mode, NixOSHostStatus, Outcome, Reason, SystemStatus, condition,
+    AppliedFlake, Class, Facts, FlakeStatus, HistoryEntry, Mode, NixOSHostStatus, Outcome, Reason, StageRecord, SystemStatus, condition,
 };
 
 use crate::landing::HostStatus;
@@ -60,15 +60,13 @@ impl Report<'_> {
     pub fn status(&self) -> NixOSHostStatus {
         let system = self.system();
         let flake = self.flake(&system);
-        let braked = matches!(self.state, State::Braked(_));
         NixOSHostStatus {
             observed_generation: Some(self.generation),
             conditions: self.conditions(&system),
             revision: self.revision(&system),
-            // A request that came while the brake was set waits for its release.
             last_handled_reconcile_at: self
                 .requested_at
-                .filter(|_| !braked)
+                .filter(|_| self.handled())
                 .map(str::to_owned)
                 .or_else(|| self.previous.last_handled_reconcile_at.clone()),
             facts: self.facts(),
@@ -78,6 +76,20 @@ impl Report<'_> {
             history: self.history(),
             flake: (flake != FlakeStatus::default()).then_some(flake),
             system: (system != SystemStatus::default()).then_some(system),
+        }
+    }
+
+    /// Whether the request for this pass is done with: at its end, and from the moment on in which it began a landing, since one request means
+    /// one try. A pass that was cut off before leaves it to the next one, as suspend and the brake do.
+    fn handled(&self) -> bool {
+        let landing = |stages: &[StageRecord]| stages.iter().find_map(|stage| stage.landing.clone()).map(|landing| landing.id);
+        match self.state {
+            State::Settled(_) | State::Failed(..) => true,
+            State::Suspended | State::Braked(_) => false,
+            State::Doing(..) => {
+                let now = landing(self.findings.records.as_slice());
+                now.is_some() && now != landing(&self.previous.stages)
+            }
         }
     }
 
@@ -393,7 +405,11 @@ mod tests {
     }
 
     fn status(previous: &NixOSHostStatus, findings: &Findings, state: State, second: i64) -> NixOSHostStatus {
-        let report = Report {
+        report(previous, findings, state, second).status()
+    }
+
+    fn report<'r>(previous: &'r NixOSHostStatus, findings: &'r Findings, state: State, second: i64) -> Report<'r> {
+        Report {
             previous,
             written: &previous.conditions,
             generation: 3,
@@ -404,8 +420,7 @@ mod tests {
             findings,
             state,
             now: Timestamp::from_second(second).unwrap(),
-        };
-        report.status()
+        }
     }
 
     fn said(status: &NixOSHostStatus) -> Vec<String> {
@@ -427,6 +442,30 @@ mod tests {
     }
 
     #[test]
+    fn a_request_is_done_with_when_a_landing_begins_or_the_pass_ends() {
+        let landing = |id: &str| nixos_host_api::LandingRef { id: id.into(), system: NEW.into(), ..Default::default() };
+        let with = |id: &str| {
+            let mut records = crate::stage::Records::default();
+            records.began("Activate", "k".into(), landing(id));
+            records
+        };
+        let handled = |before: &NixOSHostStatus, records: crate::stage::Records, state: State| {
+            let findings = Findings { records, ..findings(Ok(OLD)) };
+            let mut report = report(before, &findings, state, 1);
+            report.requested_at = Some("again");
+            report.status().last_handled_reconcile_at.is_some()
+        };
+        let (none, begun) = (NixOSHostStatus::default(), NixOSHostStatus { stages: with("a").as_slice().to_vec(), ..Default::default() });
+        let doing = || State::Doing(Reason::Building, String::new());
+        assert!(!handled(&none, Default::default(), doing()), "who comes after a crash finds it again");
+        assert!(!handled(&none, with("a"), State::Suspended) && !handled(&none, with("a"), State::Braked(String::new())));
+        assert!(handled(&none, with("a"), doing()), "one request, one landing");
+        assert!(!handled(&begun, with("a"), doing()), "that one was begun before");
+        assert!(handled(&begun, with("b"), doing()));
+        assert!(handled(&none, Default::default(), State::Settled(Verdict::UpToDate(String::new()))));
+    }
+
+    #[test]
     fn a_system_on_probation_runs_and_is_neither_applied_nor_drift() {
         let mut found = findings(Ok(NEW));
         let landing = crate::landing::Landing {
@@ -438,6 +477,7 @@ mod tests {
             why: String::new(),
             old: None,
             new: None,
+            left: None,
         };
         found.host = Some(Ok(HostStatus { landing: Some(landing), ..host(NEW) }));
         let now = status(&NixOSHostStatus::default(), &found, State::Doing(Reason::Verifying, String::new()), 1);

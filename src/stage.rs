@@ -89,6 +89,12 @@ pub fn digest(value: &impl Serialize) -> String {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Records(Vec<StageRecord>);
 
+/// The name under which it is written down that the host could not be looked at.
+pub const OBSERVE: &str = "Observe";
+
+/// The name under which a failure is counted that belongs to no stage.
+const BETWEEN: &str = "Between";
+
 /// Failures in a row are counted up to here: the back-off has reached its end long before, and status shall not churn.
 const MAX_FAILURES: i32 = 10;
 
@@ -112,7 +118,7 @@ impl Records {
 
     /// Writes down that a stage succeeded.
     pub fn succeeded(&mut self, name: &str, key: String, output: impl Into<String>) {
-        let message = Some(output.into()).filter(|output| !output.is_empty());
+        let message = Some(bounded(&output.into(), MAX_MESSAGE)).filter(|output| !output.is_empty());
         self.put(StageRecord { name: name.into(), key, outcome: Outcome::Succeeded, reason: None, message, landing: None, failures: None });
     }
 
@@ -148,6 +154,28 @@ impl Records {
     /// Forgets the stage with this name.
     pub fn forget(&mut self, name: &str) {
         self.0.retain(|record| record.name != name);
+    }
+
+    /// Takes note of what ended a pass, also if it belongs to no stage. That is counted; the rows of other failures end with it, but for that
+    /// of looking at the host, which each pass tries.
+    pub fn stopped(&mut self, failure: &Failure) {
+        let is = |record: &StageRecord| {
+            record.outcome != Outcome::Succeeded
+                && record.reason.as_deref() == Some(failure.reason.as_str())
+                && record.message.as_deref() == Some(&failure.message)
+        };
+        if !self.0.iter().any(|record| record.name != BETWEEN && is(record)) {
+            self.failed(BETWEEN, String::new(), failure);
+        } else {
+            self.forget(BETWEEN);
+        }
+        self.0.iter_mut().filter(|record| record.name != OBSERVE && !is(record)).for_each(|record| record.failures = None);
+    }
+
+    /// Takes note that a pass ended well: what failed once is not counted on.
+    pub fn settled(&mut self) {
+        self.forget(BETWEEN);
+        self.0.iter_mut().for_each(|record| record.failures = None);
     }
 
     /// The longest row of failures of any stage.
@@ -212,6 +240,24 @@ mod tests {
         assert_eq!(records.failures(), 1);
         records.succeeded("Observe", "other".into(), "");
         assert_eq!(records.failures(), 0);
+    }
+
+    #[test]
+    fn what_ends_a_pass_is_counted_alone() {
+        let mut records = Records::default();
+        let (build, conflict) = (Failure::new(Reason::BuildError, "no disk"), Failure::new(Reason::MachineConflict, "two of them"));
+        for expected in [1, 2] {
+            records.failed("Build", "k".into(), &build);
+            records.stopped(&build);
+            assert_eq!((records.failures(), records.get(BETWEEN)), (expected, None));
+        }
+        for expected in [1, 2, 3] {
+            records.stopped(&conflict);
+            assert_eq!(records.failures(), expected, "of no stage, and counted all the same");
+        }
+        assert_eq!(records.get("Build").and_then(|record| record.failures), None);
+        records.settled();
+        assert_eq!((records.failures(), records.get(BETWEEN)), (0, None));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::time::Duration;
 use nixos_host_api::{BuildLocation, DriftPolicy, FailedUnitsPolicy, FollowedFlake, Mode, NixOSHostSpec, Reason, RebootPolicy};
 use serde::Serialize;
 
+use crate::clock::human;
 use crate::nix::FlakeRef;
 use crate::nix::flake_ref::{Follow, Source};
 use crate::stage::{Failure, chain};
@@ -86,12 +87,10 @@ pub struct Activation {
     pub reboot_within: Duration,
 }
 
-impl Activation {
-    /// What health checks may take when verifying began `ago`: the rest, but for the time that a commit needs to reach the host.
-    pub fn for_checks(&self, ago: Duration) -> Duration {
-        let kept = (self.commit_within / 4).min(Duration::from_secs(5));
-        self.commit_within.saturating_sub(kept).saturating_sub(ago)
-    }
+/// What health checks may take when verifying began `ago` and has `within`: the rest, but for the time that a commit needs to reach the host.
+pub fn for_checks(within: Duration, ago: Duration) -> Duration {
+    let kept = (within / 4).min(Duration::from_secs(5));
+    within.saturating_sub(kept).saturating_sub(ago)
 }
 
 /// The key of a Secret that holds an SSH key.
@@ -183,8 +182,8 @@ fn activation(spec: &NixOSHostSpec) -> Result<Activation, Failure> {
     };
     if activation.settle >= activation.commit_within {
         let problem =
-            format!("is not less than activation.commitWithin ({:?}): the machine would always go back", activation.commit_within);
-        return Err(invalid("activation.settle", &format!("{:?}", activation.settle), &problem));
+            format!("is not less than activation.commitWithin ({}): the machine would always go back", human(activation.commit_within));
+        return Err(invalid("activation.settle", &human(activation.settle), &problem));
     }
     Ok(activation)
 }

@@ -83,7 +83,6 @@ reasons! {
     Committing Normal "The new system is being made the boot default." "Wait."
     Suspended Normal "spec.suspend is true: nothing is done." "Set spec.suspend to false."
     Braked Normal "The brake of all hosts is set, or whether it is cannot be known: nothing is done; the message names the ConfigMap." "Set the key stopped of that ConfigMap to false, or delete it."
-    Terminating Normal "The resource is being deleted: work in flight ends, GC roots are dropped, the machine stays as it is." "Wait."
     Drift Normal "The machine runs something that this resource did not land: a person switched it." "With onDrift: Correct nothing; with Report switch the machine back or change the flake."
     NoDrift Normal "The machine runs what was last committed." "Nothing."
     Answered Normal "The machine answered over SSH." "Nothing."
@@ -97,7 +96,7 @@ reasons! {
     ["The spec and its Secrets"]
     InvalidSpec Rejected "A field of the spec is wrong in a way that the API server could not see." "Correct the field that the message names."
     InvalidFlakeReference Rejected "spec.flake is not a flake reference that this controller takes." "Correct it as the message says."
-    MachineConflict NeedsPerson "Another NixOSHost, older than this one, names the same machine." "Delete one of the two."
+    MachineConflict NeedsPerson "Another NixOSHost, older than this one, names a machine with the same machine id." "Delete one of the two; if they are two machines, one was cloned: give it an /etc/machine-id of its own."
     SecretNotFound NeedsPerson "A Secret that the spec refers to does not exist." "Create it in the same namespace."
     SecretInvalid NeedsPerson "A Secret lacks a key, or the key's content cannot be used: empty, garbage, or an encrypted private key." "Correct the key that the message names."
     Forbidden NeedsPerson "The controller may not read something that the spec refers to." "Grant its ServiceAccount the access."
@@ -140,6 +139,7 @@ reasons! {
     HostNotReady Transient "The machine is starting, stopping or in maintenance." "Wait, or look at the machine."
     HostError Transient "A command on the machine failed." "See the message."
     HostBusy Transient "Another switch or another landing runs on the machine." "Wait until it has ended."
+    Fenced Transient "The machine takes orders from a controller with a newer epoch: another one leads, or this one's clock went back." "See that one controller manages the machine: kubectl get lease shows who leads."
     BootDefaultDiffers NeedsPerson "The boot default is neither what runs nor what was committed, so a crash while landing would start something else." "Run `switch-to-configuration boot` of the system that should boot."
 
     ["The copy"]
@@ -159,6 +159,7 @@ reasons! {
     RebootUnsupported Rejected "The new system needs a reboot, and the boot loader cannot be told to start it once." "Set activation.reboot: Never and reboot by hand, or use mode Boot."
     RebootFailed Rejected "The machine was rebooted into the new system and came back with the old one." "Look at the machine's console; the new kernel may not start. Ask again with requestedAt."
     RebootHostNotBack Transient "The machine was rebooted into the new system and does not answer since; the next power cycle boots the old one." "Power-cycle the machine, or look at its console."
+    Withdrawn Transient "What was landing is not wanted any more: the spec or the revision changed in its middle. The machine went back to the old system." "Nothing: what is wanted now is landed."
     Superseded Transient "Somebody else switched the machine in the middle of the landing; theirs was left alone." "Agree on who manages the machine."
     Unattended Transient "The controller was away while the machine waited for the commit: killed, cut off, or no longer the leader. The machine went back to the old system." "Wait: it is landed again."
     RevertFailed Rejected "The machine could not go back to the old system by itself." "Look at the machine now: journalctl -u nixos-host-controller-landing."

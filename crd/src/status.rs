@@ -231,7 +231,7 @@ pub struct StageRecord {
 }
 
 /// A landing on the machine, and the boot in which it began.
-#[derive(KubeSchema, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(KubeSchema, Serialize, Deserialize, Debug, Clone, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct LandingRef {
     /// Its identity.

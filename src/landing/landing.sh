@@ -66,8 +66,12 @@ status() { # [brief]: without the boot default, which cannot have moved while a 
   tell nixos_version /run/current-system/nixos-version; tell architecture /run/current-system/system; tell kernel /proc/sys/kernel/osrelease
   tell boot_id /proc/sys/kernel/random/boot_id; tell machine_id /etc/machine-id
   [ "$2" = "$1" ] || ! differs "$2" "$1" || echo "reboot=required"
-  alive $U && echo "landing=active"
+  alive $U && { echo "landing=active"; left; }
   for name in id epoch state rc code why old new; do tell "landing_$name" "$D/$name"; done
+}
+left() { # how long a landing still waits for its commit, in seconds
+  take $D/state
+  [ "$word" = activated ] && take $D/deadline && read -r up _ </proc/uptime && [ "${word:-0}" -gt "${up%.*}" ] && echo "landing_left=$((word - ${up%.*}))"
 }
 # Whether one system boots what another one does not: what NixOS itself compares, with the parameters and the interface of init. A file that both lack is equal
 differs() { # A B
@@ -113,7 +117,12 @@ log() {
   run=$(timeout 30 journalctl -q -n 1 -o cat --output-fields=_SYSTEMD_INVOCATION_ID --no-pager "_SYSTEMD_UNIT=$A.service" _TRANSPORT=stdout 2>/dev/null)
   timeout 30 journalctl -q -n 30 -o cat --no-pager "_SYSTEMD_INVOCATION_ID=$run" _TRANSPORT=stdout 2>/dev/null | cut -c 1-300
 }
-dry() { NIXOS_NO_CHECK=1 timeout 120 "$1/bin/switch-to-configuration" dry-activate 2>&1 | cut -c 1-500 | head -n 60; }
+dry() {
+  said=$(NIXOS_NO_CHECK=1 timeout 120 "$1/bin/switch-to-configuration" dry-activate 2>&1)
+  code=$?
+  [ $code = 0 ] || refuse failed "switch-to-configuration dry-activate exited with $code: $(printf '%s' "$said" | tail -n 1 | cut -c 1-500)" 70
+  printf '%s\n' "$said" | cut -c 1-500 | head -n 60
+}
 
 # ---- asking ----
 

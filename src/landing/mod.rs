@@ -97,6 +97,18 @@ pub enum LandingError {
     Protocol(#[from] NotTheProtocol),
 }
 
+impl LandingError {
+    /// Whether the host did not answer, for whatever reason: another connection tells what it did.
+    pub fn is_no_answer(&self) -> bool {
+        matches!(self, Self::Exec(error) if error.is_lost() || matches!(error, ExecError::TimedOut { .. }))
+    }
+
+    /// Whether it may answer another connection: that, or it ran nothing this time.
+    pub fn is_passing(&self) -> bool {
+        self.is_no_answer() || matches!(self, Self::Exec(ExecError::Open(_) | ExecError::Refused))
+    }
+}
+
 /// A host as the landing protocol sees it.
 #[derive(Debug)]
 pub struct Client<'h, H> {

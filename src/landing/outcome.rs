@@ -34,7 +34,8 @@ pub fn failure(landing: &Landing, detail: &str) -> Option<Failure> {
 /// The reason that a refusal before anything was touched means, by the script's word for it.
 pub fn refusal(code: &str) -> Reason {
     match code {
-        "busy" | "other" | "fenced" => Reason::HostBusy,
+        "busy" | "other" => Reason::HostBusy,
+        "fenced" => Reason::Fenced,
         "not-ready" | "not-booted" => Reason::HostNotReady,
         "boot-default" => Reason::BootDefaultDiffers,
         "invalid" => Reason::NotANixOSSystem,
@@ -47,7 +48,17 @@ mod tests {
     use super::*;
 
     fn landing(state: LandingState, code: &str, exit: Option<i32>) -> Landing {
-        Landing { id: "a".into(), active: false, state, exit, code: code.into(), why: "what happened".into(), old: None, new: None }
+        Landing {
+            id: "a".into(),
+            active: false,
+            state,
+            exit,
+            code: code.into(),
+            why: "what happened".into(),
+            old: None,
+            new: None,
+            left: None,
+        }
     }
 
     #[test]

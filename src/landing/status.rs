@@ -1,6 +1,8 @@
 //! What the host says of itself and of the landing on it: the `key=value` lines of `landing.sh status`, parsed. PURE.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
@@ -60,6 +62,8 @@ pub struct Landing {
     pub old: Option<StorePath>,
     /// What was to land.
     pub new: Option<StorePath>,
+    /// While it waits for a commit: for how long.
+    pub left: Option<Duration>,
 }
 
 /// How far a landing is.
@@ -90,26 +94,50 @@ pub enum LandingState {
 }
 
 impl LandingState {
+    const ALL: [Self; 11] = [
+        Self::Armed,
+        Self::Activating,
+        Self::Activated,
+        Self::Staging,
+        Self::Rebooting,
+        Self::Committing,
+        Self::Committed,
+        Self::Reverting,
+        Self::Reverted,
+        Self::Superseded,
+        Self::Failed,
+    ];
+
     fn parse(text: &str) -> Option<Self> {
-        Some(match text {
-            "armed" => Self::Armed,
-            "activating" => Self::Activating,
-            "activated" => Self::Activated,
-            "staging" => Self::Staging,
-            "rebooting" => Self::Rebooting,
-            "committing" => Self::Committing,
-            "committed" => Self::Committed,
-            "reverting" => Self::Reverting,
-            "reverted" => Self::Reverted,
-            "superseded" => Self::Superseded,
-            "failed" => Self::Failed,
-            _ => return None,
-        })
+        Self::ALL.into_iter().find(|state| state.as_str() == text)
+    }
+
+    /// As the host says it.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Armed => "armed",
+            Self::Activating => "activating",
+            Self::Activated => "activated",
+            Self::Staging => "staging",
+            Self::Rebooting => "rebooting",
+            Self::Committing => "committing",
+            Self::Committed => "committed",
+            Self::Reverting => "reverting",
+            Self::Reverted => "reverted",
+            Self::Superseded => "superseded",
+            Self::Failed => "failed",
+        }
     }
 
     /// Whether nothing more happens by itself.
     pub fn is_final(self) -> bool {
         matches!(self, Self::Committed | Self::Reverted | Self::Superseded | Self::Failed)
+    }
+}
+
+impl fmt::Display for LandingState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -195,6 +223,7 @@ impl HostStatus {
             why: printable(word("landing_why").unwrap_or_default(), LONGEST_WORD),
             old: path("landing_old"),
             new: path("landing_new"),
+            left: word("landing_left").and_then(|left| left.parse().ok()).map(Duration::from_secs),
         });
         Ok(Self {
             current: path("current"),

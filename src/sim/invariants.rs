@@ -22,6 +22,9 @@ const BACK: Duration = Duration::from_secs(30);
 /// What a person does between a check and the deed that it is for cannot be seen by anybody.
 const RACE: Duration = Duration::from_secs(1);
 
+/// What of `commitWithin` has passed for a controller to be called late.
+const LATE: Duration = Duration::from_secs(10);
+
 /// A landing, as it is known without asking the host's files.
 #[derive(Debug, Clone)]
 struct Armed {
@@ -65,6 +68,8 @@ pub(super) struct Monitor {
     pub(super) outcomes: BTreeMap<&'static str, u64>,
     /// What some status has called applied.
     pub(super) was_applied: BTreeSet<System>,
+    /// Whether the host lost power, was rebooted, or had a landing or an activation killed.
+    pub(super) interrupted: bool,
     proved: BTreeSet<System>,
     landing: Option<Armed>,
     landings: Vec<String>,
@@ -85,6 +90,7 @@ impl Monitor {
             violation: None,
             outcomes: BTreeMap::new(),
             was_applied: BTreeSet::new(),
+            interrupted: false,
             proved: BTreeSet::from([FIRST]),
             landing: None,
             landings: Vec::new(),
@@ -193,13 +199,16 @@ impl Monitor {
     }
 
     /// The landing's service has ended.
-    pub(super) fn landing_is_over(&mut self, id: &str, state: &str, code: &str) {
+    pub(super) fn landing_is_over(&mut self, now: Duration, id: &str, state: &str, code: &str) {
         remove(&mut self.landings, id);
+        let activated = self.landing.as_ref().filter(|landing| landing.order.id == id).and_then(|landing| landing.activated);
         match (state, code) {
             ("superseded", _) => self.ended(id, Tried::Superseded),
             // A person took its place, with the system that was there before perhaps.
             ("reverted", _) if self.person_current.is_some() => self.ended(id, Tried::Superseded),
             ("reverted", "not-committed") => self.ended(id, Tried::Unattended),
+            // By a controller that came late: it had no time to see the system prove itself.
+            ("reverted", "asked") if activated.is_some_and(|at| at + LATE < now) => self.ended(id, Tried::Unattended),
             _ => {}
         }
     }
@@ -228,12 +237,12 @@ impl Monitor {
     }
 
     /// Nothing runs there any more.
-    pub(super) fn host_went_down(&mut self, id: &str, state: &str, code: &str) {
+    pub(super) fn host_went_down(&mut self, now: Duration, id: &str, state: &str, code: &str) {
         if !self.landings.is_empty() {
             *self.outcomes.entry("cut by a reboot").or_default() += 1;
         }
         // It may have had its last word while its service was not gone yet.
-        self.landing_is_over(id, state, code);
+        self.landing_is_over(now, id, state, code);
         self.landings.clear();
         self.activations.clear();
         if let Some(landing) = self.landing.take().filter(|landing| landing.proved) {
@@ -284,6 +293,7 @@ impl Monitor {
 
     /// Holds the host as it is against what must hold.
     pub(super) fn check(&mut self, now: Duration, machine: &Machine) {
+        self.interrupted |= machine.boot > 1 || machine.stopping || matches!(machine.files.code, "killed" | "activation-killed");
         if !machine.store.contains(&machine.boot_default) {
             self.broken(now, 'a', &format!("{} will boot, and is not in the store", machine.boot_default.name()));
         }

@@ -49,6 +49,11 @@ impl Sim {
             let said = format!("{problem} in a status of {}, and the host did not say so: {looks:?}", process.name);
             self.monitor(|monitor| monitor.broken(now, 'c', &said));
         }
+        let last = status.pointer("/history/0/reason").and_then(Value::as_str);
+        if last == Some(Reason::Interrupted.as_str()) && !self.monitor(|monitor| monitor.interrupted) {
+            let said = format!("a status of {} says Interrupted, and nothing was", process.name);
+            self.monitor(|monitor| monitor.broken(now, 'c', &said));
+        }
         let held = condition(status, "Stalled").and_then(|stalled| stalled["reason"].as_str()?.parse::<Reason>().ok());
         let desired = status.pointer("/system/desired").and_then(Value::as_str).and_then(System::of);
         let handled = |object: &Value| object.pointer("/status/lastHandledReconcileAt").cloned();

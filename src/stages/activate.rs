@@ -8,13 +8,13 @@ use serde::Serialize;
 
 use super::copy::Copied;
 use super::order::{self, Order};
-use crate::landing::{self, Client, HostStatus, LandingError, LandingState};
+use super::reboot;
+use crate::landing::{self, Client, HostStatus, LandingState};
 use crate::nix::StorePath;
 use crate::observe::{Observed, landing_failure};
 use crate::pipeline::{Pass, Reporter, Stop};
 use crate::stage::{Failure, Stage};
 use crate::world::Link;
-use crate::world::ssh::ExecError;
 
 /// The inputs.
 #[derive(Debug, Serialize)]
@@ -96,10 +96,8 @@ pub(super) async fn finish<R: Reporter>(
         // The host refused to speak of it to us, and it is on its way all the same.
         on_host.id == landing.id && on_host.active && !on_host.state.is_final()
     });
-    // What keeps it busy may be this very order, on its way since before.
-    let unknown =
-        |failure: &Failure| goes_on || matches!(failure.reason, Reason::Unreachable | Reason::RebootHostNotBack | Reason::HostBusy);
-    let known = outcome.as_ref().err().is_none_or(|failure| !unknown(failure));
+    let waits = pass.host().is_some_and(|host| reboot::booted_once(host, &landing));
+    let known = outcome.as_ref().err().is_none_or(|failure| !goes_on && !waits && !order::is_unknown(failure));
     let outcome = pass.ended(stage, outcome.map_err(Stop::Failed), |activation| activation.toplevel.to_string());
     pass.findings.records.landing(Activate::NAME, (outcome.is_ok() || !known).then_some(landing));
     outcome
@@ -179,7 +177,7 @@ async fn activated<R: Reporter>(
         Ok(host) if order::needs_us(&host, &landing.id) => return Ok((host, session)),
         Ok(_) => Some(session),
         // Whether the host has taken it over is unknown: following it tells.
-        Err(LandingError::Exec(ExecError::Lost(_) | ExecError::TimedOut { .. })) => None,
+        Err(error) if error.is_no_answer() => None,
         Err(error) => {
             // Perhaps by what a controller before this one ordered at the last moment.
             return match Client::new(&session, &pass.wish.target.user).status().await {

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::build::wrong_architecture;
 use super::copy::{Copied, Sent};
+use crate::clock::human;
 use crate::host_build::{self, BuildState, Ended, HostBuildError, Order};
 use crate::observe::Observed;
 use crate::pipeline::{Pass, Reporter, Stop};
@@ -69,7 +70,7 @@ async fn build<R: Reporter>(pass: &Pass<'_, R>, observed: &Observed, order: &Ord
         biased;
         () = pass.cancel.cancelled() => {
             if let Err(error) = host_build::stop(&observed.session, order).await {
-                tracing::warn!("a build on the machine could not be ended, and goes on for {:?} at most: {}", order.timeout, chain(&error));
+                tracing::warn!("a build on the machine could not be ended, and goes on for {} at most: {}", human(order.timeout), chain(&error));
             }
             Err(Stop::Cancelled)
         }
@@ -101,7 +102,7 @@ async fn follow<R: Reporter>(pass: &Pass<'_, R>, observed: &Observed, order: &Or
 /// The host cannot be asked: the build may go on there.
 fn unknown(error: &HostBuildError) -> Failure {
     let (reason, then) = match error {
-        HostBuildError::Exec(ExecError::Lost(_) | ExecError::TimedOut { .. }) => {
+        HostBuildError::Exec(error) if error.is_lost() || matches!(error, ExecError::TimedOut { .. }) => {
             (Reason::Unreachable, "; a build that has begun goes on there, and the next pass attaches to it")
         }
         HostBuildError::Exec(_) | HostBuildError::Refused(_) => (Reason::HostError, ""),

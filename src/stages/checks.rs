@@ -18,7 +18,7 @@ use crate::stage::{Failure, bounded, chain};
 use crate::wish::{HealthCheck, Question};
 use crate::world::Link;
 use crate::world::probe::{MOST_BODY, ProbeError};
-use crate::world::ssh::{Command, ExecError, Exit, Host, Limits, PortError};
+use crate::world::ssh::{Command, Exit, Host, Limits, PortError};
 
 /// Programs on the host at a time: its sshd takes ten sessions on one connection unless told otherwise.
 const PROGRAMS: usize = 8;
@@ -158,7 +158,7 @@ impl Runner<'_> {
         let limits = Limits { deadline: timeout + GRACE, stdout: OUTPUT, stderr: OUTPUT };
         match self.session.exec(&command, Bytes::new(), limits).await {
             Ok(output) => Ok((output.status, output.stderr_tail)),
-            Err(error) if is_lost(&error) => Err(Trouble::Lost(chain(&error))),
+            Err(error) if error.is_lost() => Err(Trouble::Lost(chain(&error))),
             Err(error) => Err(Trouble::Failed(chain(&error))),
         }
     }
@@ -172,15 +172,6 @@ fn failed(why: &str, heard: &str) -> Trouble {
 fn unanswered(error: &ProbeError) -> Trouble {
     let said = bounded(&chain(error), SHOWN);
     if matches!(error, ProbeError::Port(PortError::Ssh(_))) { Trouble::Lost(said) } else { Trouble::Failed(said) }
-}
-
-/// Whether the connection is gone, and not only this command.
-fn is_lost(error: &ExecError) -> bool {
-    match error {
-        ExecError::Lost(_) => true,
-        ExecError::Open(error) => !matches!(error, russh::Error::ChannelOpenFailure(_)),
-        _ => false,
-    }
 }
 
 #[cfg(test)]
@@ -197,7 +188,7 @@ mod tests {
     use crate::world::Connection;
     use crate::world::copy::{self, Copied, CopyError};
     use crate::world::probe::{Answer, Endpoint, Get, Wanted};
-    use crate::world::ssh::{HostKey, Output};
+    use crate::world::ssh::{ExecError, HostKey, Output};
 
     /// A host of which one port answers, after some tries, or whose connection breaks at a try.
     #[derive(Debug)]

@@ -7,11 +7,9 @@ use serde::Serialize;
 
 use super::order::{self, Order};
 use super::verify::Verified;
-use crate::landing::{Client, HostStatus, LandingError};
-use crate::observe::landing_failure;
+use crate::landing::HostStatus;
 use crate::pipeline::{Pass, Reporter, Stop, Verdict};
 use crate::stage::{Failure, Stage};
-use crate::world::ssh::ExecError;
 
 /// The inputs.
 #[derive(Debug, Serialize)]
@@ -33,8 +31,7 @@ pub async fn run<R: Reporter>(pass: &mut Pass<'_, R>, verified: Verified) -> Res
     let (landing, toplevel, note) = (verified.landing.clone(), verified.toplevel.clone(), verified.note.clone());
     let committed = pass.world.timed(Commit::NAME, commit(pass, verified)).await;
     // A host that has not done it, or listens to another controller, may land it all the same.
-    let unknown = |failure: &Failure| matches!(failure.reason, Reason::Unreachable | Reason::HostBusy);
-    let known = committed.as_ref().err().is_none_or(|failure| !unknown(failure));
+    let known = committed.as_ref().err().is_none_or(|failure| !order::is_unknown(failure));
     let result = committed.and_then(|host| {
         pass.saw(host.clone());
         if order::committed_by_boot(&host, &landing) {
@@ -51,17 +48,10 @@ pub async fn run<R: Reporter>(pass: &mut Pass<'_, R>, verified: Verified) -> Res
     Ok(if host.current.as_ref() == Some(&toplevel) { Verdict::UpToDate(note) } else { Verdict::RebootPending })
 }
 
-async fn commit<R>(pass: &Pass<'_, R>, verified: Verified) -> Result<HostStatus, Failure> {
+async fn commit<R: Reporter>(pass: &Pass<'_, R>, verified: Verified) -> Result<HostStatus, Failure> {
     let Verified { landing, session, committed, .. } = verified;
     if let Some(host) = committed {
         return Ok(host);
     }
-    match Client::new(&session, &pass.wish.target.user).commit(&landing.id, pass.world.lead.epoch()).await {
-        Ok(host) => Ok(host),
-        // Whether the host got the request is unknown: following it tells.
-        Err(LandingError::Exec(ExecError::Lost(_) | ExecError::TimedOut { .. })) => {
-            order::follow(pass.world, pass.wish, None, &landing.id, pass.wish.activation.commit_within).await.map(|(host, _)| host)
-        }
-        Err(error) => Err(landing_failure(&error)),
-    }
+    order::settle(pass, &session, &landing, order::End::Commit).await
 }

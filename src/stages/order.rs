@@ -15,7 +15,6 @@ use crate::pipeline::{Ended, Pass, Reporter, Stop};
 use crate::stage::{Failure, Stage, digest};
 use crate::wish::{Activation, HealthCheck, Wish};
 use crate::world::nix::Evaluated;
-use crate::world::ssh::ExecError;
 use crate::world::{Link, World};
 
 /// The inputs of a landing.
@@ -102,8 +101,25 @@ fn unattended<R>(pass: &Pass<'_, R>, landing: &Landing) -> Option<Failure> {
 
 /// The landing's service is gone and its state is none that it ends in.
 fn died(landing: &Landing) -> Option<Failure> {
-    (!landing.state.is_final())
-        .then(|| Failure::new(Reason::Interrupted, format!("the landing ended while {:?}: {}", landing.state, landing.why)))
+    let why = if landing.why.is_empty() { String::new() } else { format!(": {}", landing.why) };
+    (!landing.state.is_final()).then(|| {
+        Failure::new(Reason::Interrupted, format!("the landing's service is gone, and the last that it said is {}{why}", landing.state))
+    })
+}
+
+/// The machine has not restarted, and knows nothing of the landing.
+fn missing(host: &HostStatus) -> Failure {
+    match host.landing.as_ref().filter(|landing| landing.active) {
+        Some(other) => Failure::new(Reason::HostBusy, format!("another landing is running: {}", other.id)),
+        None => Failure::new(Reason::HostError, "the order was lost on its way to the machine, and is given again"),
+    }
+}
+
+/// Whether the landing may be on its way all the same: a later pass asks the host, or gives the order once more, which is the same one by its
+/// identity. What keeps a host busy may be this very order.
+pub fn is_unknown(failure: &Failure) -> bool {
+    use Reason::{Fenced, HostBusy, HostError, RebootHostNotBack, Unreachable};
+    matches!(failure.reason, Unreachable | RebootHostNotBack | HostBusy | HostError | Fenced)
 }
 
 /// Whether the machine restarted between a commit and its answer: the boot default had moved, and what it brought up answers.
@@ -136,15 +152,61 @@ pub async fn earlier<R: Reporter>(pass: &mut Pass<'_, R>, observed: Option<&Obse
         return Ok(());
     }
     tracing::info!(landing = %begun.id, "a landing that is no longer wanted is reverted");
-    let client = Client::new(&observed.session, &pass.wish.target.user);
     if observed.host.landing.is_none() && reboot::booted_once(&observed.host, &begun) {
         // The way back is armed first: it is another boot.
         reboot::adopt(pass, &observed.session, &begun).await?;
     }
-    let host = client.revert(&begun.id, pass.world.lead.epoch()).await.map_err(|error| landing_failure(&error))?;
+    let host = settle(pass, &observed.session, &begun, End::Revert).await?;
+    let failure = end(&host, &begun, "").err().map(|failure| match failure.reason {
+        // That it was asked to.
+        Reason::VerificationFailed => {
+            Failure::new(Reason::Withdrawn, "the spec or the revision changed in its middle; the old system runs again")
+        }
+        _ => failure,
+    });
     pass.saw(host);
+    pass.findings.ended.extend(ended(pass.wish, &begun, failure));
     pass.findings.records.forget(Activate::NAME);
     Ok(())
+}
+
+/// How a landing that waits shall end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The new system stays.
+    Commit,
+    /// The old one comes back.
+    Revert,
+}
+
+/// Asks the host to end a landing, and returns how it then is. If the answer is lost nobody knows whether the host was asked: it is, over
+/// another connection, while the landing still waits.
+pub async fn settle<R>(pass: &Pass<'_, R>, session: &Link, begun: &LandingRef, how: End) -> Result<HostStatus, Failure> {
+    let (user, epoch) = (&pass.wish.target.user, pass.world.lead.epoch());
+    let mut newer: Option<Link> = None;
+    loop {
+        let client = Client::new(newer.as_ref().unwrap_or(session), user);
+        let settled = match how {
+            End::Commit => client.commit(&begun.id, epoch).await,
+            End::Revert => client.revert(&begun.id, epoch).await,
+        };
+        match settled {
+            Ok(host) => return Ok(host),
+            Err(error) if may_change(&error) => {}
+            Err(error) => return Err(landing_failure(&error)),
+        }
+        let (host, connected) = follow(pass.world, pass.wish, None, &begun.id, pass.wish.activation.commit_within).await?;
+        let waits = |landing: &Landing| landing.id == begun.id && landing.active && landing.state == LandingState::Activated;
+        if !host.landing.as_ref().is_some_and(waits) {
+            return Ok(host);
+        }
+        newer = Some(connected);
+    }
+}
+
+/// Whether the host may answer another time. Without a right that the new system took away it goes back by itself, and has it again.
+fn may_change(error: &LandingError) -> bool {
+    error.is_passing() || matches!(error, LandingError::NotRoot { .. })
 }
 
 /// How long the host may take to go back, or to move the boot default, on top of its own limits.
@@ -154,6 +216,7 @@ const REVERT_WITHIN: Duration = Duration::from_secs(330);
 pub async fn follow(world: &World, wish: &Wish, session: Option<Link>, id: &str, within: Duration) -> Result<(HostStatus, Link), Failure> {
     let following = async {
         let mut session = session;
+        let mut pause = Duration::from_millis(200);
         loop {
             let connected = match session.take() {
                 Some(session) => session,
@@ -163,8 +226,9 @@ pub async fn follow(world: &World, wish: &Wish, session: Option<Link>, id: &str,
                 Ok(host) if needs_us(&host, id) => return Ok((host, connected)),
                 Ok(_) => session = Some(connected),
                 // The activation may restart the network, sshd, or the host.
-                Err(LandingError::Exec(ExecError::Lost(_) | ExecError::TimedOut { .. } | ExecError::Open(_) | ExecError::Refused)) => {
-                    tokio::time::sleep(Duration::from_millis(200)).await;
+                Err(error) if may_change(&error) => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(2));
                 }
                 Err(error) => return Err(landing_failure(&error)),
             }
@@ -190,6 +254,7 @@ pub fn needs_us(host: &HostStatus, id: &str) -> bool {
 pub fn end(host: &HostStatus, begun: &LandingRef, detail: &str) -> Result<(), Failure> {
     match host.landing.as_ref().filter(|landing| landing.id == begun.id) {
         Some(landing) => outcome::failure(landing, detail).or_else(|| died(landing)).map_or(Ok(()), Err),
+        None if host.boot_id.as_deref() == Some(&*begun.boot_id) => Err(missing(host)),
         None => Err(reboot::came_back(host, begun).unwrap_or_else(|| interrupted(begun))),
     }
 }

@@ -11,13 +11,13 @@ use nixos_host_api::{LandingRef, Mode, Reason, RebootPolicy};
 use super::activate::{self, Activate, Activation};
 use super::copy::Copied;
 use super::order::{self, Order};
-use crate::landing::{self, Client, Goal, HostStatus, LandingError, LandingState};
+use crate::clock::human;
+use crate::landing::{self, Client, Goal, HostStatus, LandingState};
 use crate::nix::StorePath;
 use crate::observe::{Observed, connect_within, landing_failure};
 use crate::pipeline::{Pass, Reporter, Stop};
 use crate::stage::{Failure, Stage};
 use crate::world::Link;
-use crate::world::ssh::ExecError;
 
 /// Between two looks for a host that reboots.
 const LOOK: Duration = Duration::from_secs(1);
@@ -76,6 +76,7 @@ async fn booted<R: Reporter>(
     if let Some(failure) = came_back(&host, begun) {
         return Err(failure);
     }
+    pass.saw(host.clone());
     // From here on another boot id means that the host restarted while it was verified.
     begun.boot_id = host.boot_id.unwrap_or_default();
     pass.findings.records.landing(Activate::NAME, Some(begun.clone()));
@@ -94,14 +95,14 @@ async fn reboot<R: Reporter>(
     let ordered = Client::new(&session, &pass.wish.target.user).land(&ordered(pass, begun, toplevel.clone(), Goal::Reboot)).await;
     match ordered {
         // Whether the host has taken it over is unknown: its boot id tells.
-        Ok(_) | Err(LandingError::Exec(ExecError::Lost(_) | ExecError::TimedOut { .. })) => {}
-        Err(error) => return Err(landing_failure(&error)),
+        Err(error) if !error.is_no_answer() => return Err(landing_failure(&error)),
+        _ => {}
     }
     drop(session);
     pass.reporter.doing(&pass.findings, Reason::Rebooting, format!("waiting for the machine to come back with {}", toplevel.name()));
     let within = pass.wish.activation.reboot_within;
     let back = tokio::time::timeout(within, back(pass, begun)).await;
-    back.unwrap_or_else(|_| Err(not_back(begun, &format!("for {within:?}"))))
+    back.unwrap_or_else(|_| Err(not_back(begun, &format!("for {}", human(within)))))
 }
 
 /// The host after its boot, or as it is when it gave the boot up.

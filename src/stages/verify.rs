@@ -9,12 +9,14 @@ use serde::Serialize;
 
 use super::activate::Activation;
 use super::checks;
-use super::order::{self, Order};
+use super::order::{self, End, Order};
+use crate::clock::human;
 use crate::landing::{Client, HostStatus, LandingState, Verification};
 use crate::nix::StorePath;
 use crate::observe::{connect_within, landing_failure};
 use crate::pipeline::{Pass, Reporter, Stop};
 use crate::stage::{Failure, Stage};
+use crate::wish::for_checks;
 use crate::world::Link;
 
 /// The inputs.
@@ -55,23 +57,50 @@ pub async fn run<R: Reporter>(pass: &mut Pass<'_, R>, activation: Activation) ->
         return Ok(Verified { order, landing, toplevel, session, note: String::new(), committed: Some(host) });
     }
     pass.reporter.doing(&pass.findings, Verify::DOING, format!("verifying {} over a new connection", toplevel.name()));
-    let checking = pass.world.timed(Verify::NAME, check_twice(pass, &landing, &toplevel));
-    let checked = tokio::time::timeout(pass.wish.activation.commit_within, checking).await;
-    let checked = checked.unwrap_or_else(|_| Err(unreachable(pass)));
+    let within = left(&host, pass.wish.activation.commit_within);
+    let checking = pass.world.timed(Verify::NAME, check_twice(pass, &landing, &toplevel, within));
+    let checked = tokio::time::timeout(within, checking).await;
+    let checked = checked.unwrap_or_else(|_| Err(unreachable(within)));
     let result = match checked {
         Ok((session, note)) => Ok(Verified { order, landing, toplevel, session, note, committed: None }),
-        Err(failure) => Err(give_up(pass, &landing, session, failure).await),
+        Err(failure) => {
+            let failure = late(failure, within, pass.wish.activation.commit_within);
+            Err(give_up(pass, &landing, session, failure).await)
+        }
     };
     pass.ended(&stage, result.map_err(Stop::Failed), |verified| verified.note.clone())
 }
 
-fn unreachable<R>(pass: &Pass<'_, R>) -> Failure {
-    let message = format!("the new system did not prove itself over a new connection within {:?}", pass.wish.activation.commit_within);
+/// PURE. How long the host still waits: it counts from the end of the activation, which an earlier pass may have seen.
+fn left(host: &HostStatus, commit_within: Duration) -> Duration {
+    host.landing.as_ref().and_then(|landing| landing.left).map_or(commit_within, |left| left.min(commit_within))
+}
+
+/// What of `commitWithin` has passed before it says more of the controller than of the new system.
+const LATE: Duration = Duration::from_secs(10);
+
+/// PURE. What could not be shown in the little time that a controller which came late had is no fault of the new system.
+fn late(failure: Failure, within: Duration, commit_within: Duration) -> Failure {
+    let timing = matches!(failure.reason, Reason::VerificationFailed | Reason::HealthCheckFailed);
+    if !timing || within + LATE > commit_within {
+        return failure;
+    }
+    let message = format!("the controller came back only {} before the machine's deadline; {}", human(within), failure.message);
+    Failure::new(Reason::Unattended, message)
+}
+
+fn unreachable(within: Duration) -> Failure {
+    let message = format!("the new system did not prove itself over a new connection within {} (activation.commitWithin)", human(within));
     Failure::new(Reason::VerificationFailed, message)
 }
 
 /// Verifies over a new connection, and over another one after `settle`: late DHCP, firewalls and crash loops.
-async fn check_twice<R: Reporter>(pass: &Pass<'_, R>, begun: &LandingRef, toplevel: &StorePath) -> Result<(Link, String), Failure> {
+async fn check_twice<R: Reporter>(
+    pass: &Pass<'_, R>,
+    begun: &LandingRef,
+    toplevel: &StorePath,
+    within: Duration,
+) -> Result<(Link, String), Failure> {
     let wish = pass.wish;
     let start = pass.world.clock.now();
     let (mut session, first) = started(pass, begun).await?;
@@ -81,7 +110,7 @@ async fn check_twice<R: Reporter>(pass: &Pass<'_, R>, begun: &LandingRef, toplev
         (session, note) = look_again(pass, &first, begun, toplevel).await?;
     }
     loop {
-        match check_health(pass, &session, start).await {
+        match check_health(pass, &session, within, start).await {
             Ok(notes) => return Ok((session, with(notes, note))),
             // Over a new connection, since the commit needs one too.
             Err(failure) if failure.reason == Reason::Unreachable => (session, note) = look_again(pass, &first, begun, toplevel).await?,
@@ -114,15 +143,15 @@ async fn started<R>(pass: &Pass<'_, R>, begun: &LandingRef) -> Result<(Link, Ver
     }
 }
 
-/// Runs the health checks, if there are any, in what is left of `commitWithin`.
-async fn check_health<R: Reporter>(pass: &Pass<'_, R>, session: &Link, start: Instant) -> Result<Vec<String>, Failure> {
+/// Runs the health checks, if there are any, in what is left of `within`.
+async fn check_health<R: Reporter>(pass: &Pass<'_, R>, session: &Link, within: Duration, start: Instant) -> Result<Vec<String>, Failure> {
     if pass.wish.checks.is_empty() {
         return Ok(Vec::new());
     }
     let names: Vec<&str> = pass.wish.checks.iter().map(|check| check.name.as_str()).collect();
     pass.reporter.doing(&pass.findings, Verify::DOING, format!("running the health checks {}", names.join(", ")));
     let ago = pass.world.clock.now().saturating_duration_since(start);
-    checks::run(pass, session, pass.wish.activation.for_checks(ago)).await
+    checks::run(pass, session, for_checks(within, ago)).await
 }
 
 /// All that is to be said about a system that is kept.
@@ -139,12 +168,8 @@ async fn look<R>(pass: &Pass<'_, R>) -> Result<(Link, Verification), Failure> {
         let session = connect_within(pass.world, pass.wish, pass.wish.activation.commit_within).await?;
         match Client::new(&session, &pass.wish.target.user).verify(restarts).await {
             Ok(found) => return Ok((session, found)),
-            Err(error) => {
-                let failure = landing_failure(&error);
-                if failure.reason != Reason::Unreachable {
-                    return Err(Failure::new(Reason::VerificationFailed, failure.message));
-                }
-            }
+            Err(error) if error.is_passing() => tokio::time::sleep(Duration::from_millis(200)).await,
+            Err(error) => return Err(Failure::new(Reason::VerificationFailed, landing_failure(&error).message)),
         }
     }
 }
@@ -190,13 +215,10 @@ fn check(
 
 /// Tells the host to go back if it can be told, waits until the landing has ended, and says how.
 async fn give_up<R: Reporter>(pass: &mut Pass<'_, R>, begun: &LandingRef, session: Link, failure: Failure) -> Failure {
-    let user = &pass.wish.target.user;
     pass.reporter.doing(&pass.findings, Verify::DOING, format!("going back to the old system: {}", failure.message));
     // The old connection may still work where a new one does not; if neither does, the host goes back by itself.
-    let asked = Client::new(&session, user).revert(&begun.id, pass.world.lead.epoch()).await;
-    let session = asked.is_ok().then_some(session);
-    let failure = match order::follow(pass.world, pass.wish, session, &begun.id, pass.wish.activation.commit_within).await {
-        Ok((host, _)) => {
+    let failure = match order::settle(pass, &session, begun, End::Revert).await {
+        Ok(host) => {
             pass.saw(host.clone());
             pass.findings.records.landing("Activate", None);
             match order::end(&host, begun, "") {
@@ -243,6 +265,7 @@ mod tests {
             why: String::new(),
             old: None,
             new: None,
+            left: None,
         };
         let host = HostStatus { current: NEW.parse().ok(), landing: Some(landing), ..HostStatus::default() };
         let restarts = [("web.service".to_owned(), restarts)].into_iter().filter(|(_, n)| *n > 0).collect();

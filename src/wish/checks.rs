@@ -6,6 +6,7 @@ use nixos_host_api::{CheckFailurePolicy, CheckFrom, HealthCheck as Spec, HttpChe
 use serde::Serialize;
 
 use super::{Activation, time_of};
+use crate::clock::human;
 use crate::stage::Failure;
 use crate::world::probe::{Endpoint, Get};
 
@@ -58,13 +59,15 @@ pub(super) fn checks(specs: &[Spec], activation: &Activation) -> Result<Vec<Heal
 fn check(spec: &Spec, activation: &Activation) -> Result<HealthCheck, Failure> {
     let field = |field: &str| format!("healthChecks[{}].{field}", spec.name);
     let timeout = time_of(&field("timeout"), spec.timeout.as_ref(), 5)?;
-    let left = activation.for_checks(activation.settle);
+    let left = super::for_checks(activation.commit_within, activation.settle);
     if timeout >= left {
         let problem = format!(
-            "is not less than what activation.commitWithin ({:?}) leaves after activation.settle ({:?}) and for the commit: {left:?}",
-            activation.commit_within, activation.settle
+            "is not less than what activation.commitWithin ({}) leaves after activation.settle ({}) and for the commit: {}",
+            human(activation.commit_within),
+            human(activation.settle),
+            human(left)
         );
-        return Err(super::invalid(&field("timeout"), &format!("{timeout:?}"), &problem));
+        return Err(super::invalid(&field("timeout"), &human(timeout), &problem));
     }
     Ok(HealthCheck {
         name: spec.name.clone(),
@@ -164,7 +167,7 @@ mod tests {
             (json!({"tcp": {"port": 1}, "timeout": "soon"}), "spec.healthChecks[x].timeout: \"soon\" is not a duration"),
             (
                 json!({"tcp": {"port": 1}, "timeout": "50s"}),
-                "spec.healthChecks[x].timeout: \"50s\" is not less than what activation.commitWithin (60s)",
+                "spec.healthChecks[x].timeout: \"50s\" is not less than what activation.commitWithin (1m)",
             ),
         ] {
             let mut check = check;

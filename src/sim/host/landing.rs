@@ -66,8 +66,8 @@ impl Sim {
             self.revert(boot, &order.id).await?;
             self.last(boot, &order.id)?;
         }
-        let (state, code) = self.see(|machine| (machine.files.state, machine.files.code));
-        self.monitor(|monitor| monitor.landing_is_over(&order.id, state, code));
+        let (now, (state, code)) = (self.now(), self.see(|machine| (machine.files.state, machine.files.code)));
+        self.monitor(|monitor| monitor.landing_is_over(now, &order.id, state, code));
         self.host(|machine| {
             let stays = self.variant == Some(Variant::NameStaysTaken) && machine.files.state == "reverted";
             machine.landings.retain(|(id, _)| stays || *id != order.id);

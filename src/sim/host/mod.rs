@@ -181,7 +181,8 @@ impl Sim {
             (machine.boot, files)
         });
         self.say(|| "host: is down".into());
-        self.monitor(|monitor| monitor.host_went_down(&files.id, files.state, files.code));
+        let now = self.now();
+        self.monitor(|monitor| monitor.host_went_down(now, &files.id, files.state, files.code));
         let sim = Arc::clone(self);
         tokio::spawn(async move {
             tokio::time::sleep(away).await;

@@ -58,6 +58,7 @@ impl Sim {
             let remembered = files.new.filter(|_| self.variant == Some(Variant::AnswersFromMemory));
             let path = |system: System| system.path().as_str();
             let word = |system: Option<System>| system.map(path).unwrap_or_default();
+            let left = (files.state == "activated").then(|| files.deadline.saturating_sub(self.now()));
             let lines = [
                 ("protocol", "1"),
                 ("current", path(remembered.unwrap_or(machine.current))),
@@ -80,6 +81,7 @@ impl Sim {
                 ("landing_why", &files.why),
                 ("landing_old", word(files.old)),
                 ("landing_new", word(files.new)),
+                ("landing_left", &left.map(|left| left.as_secs().to_string()).unwrap_or_default()),
             ];
             let text: String = lines.iter().flat_map(|(key, value)| [key, "=", value, "\n"]).collect();
             let ended = matches!(files.state, "committed" | "reverted" | "superseded" | "failed");

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::clock::human;
 use crate::stage::bounded;
 use crate::wish::Question;
 use crate::world::probe::{Answer, Endpoint};
@@ -59,7 +60,7 @@ pub(super) fn exit(exit: &Exit, timeout: Duration) -> Result<(), String> {
     match exit {
         Exit::Status(0) => Ok(()),
         // timeout(1): 124 if TERM was enough, 137 if it took KILL; busybox's gives what TERM leaves.
-        Exit::Status(124 | 137 | 143) => Err(format!("{exit}: it did not end within {timeout:?}, and was killed")),
+        Exit::Status(124 | 137 | 143) => Err(format!("{exit}: it did not end within {}, and was killed", human(timeout))),
         other => Err(other.to_string()),
     }
 }

@@ -175,3 +175,14 @@ pub enum ExecError {
     #[error("the connection was lost before the command ended; what it did is unknown")]
     Lost(#[source] Option<Arc<russh::Error>>),
 }
+
+impl ExecError {
+    /// Whether the connection is gone, and not only this command.
+    pub fn is_lost(&self) -> bool {
+        match self {
+            Self::Lost(_) => true,
+            Self::Open(error) => !matches!(error, russh::Error::ChannelOpenFailure(_)),
+            _ => false,
+        }
+    }
+}

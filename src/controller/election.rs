@@ -1,10 +1,14 @@
 //! Leader election by a Lease, with an epoch that hosts can compare.
 //!
-//! - Every write is a replacement of what was read: of two only one comes through, and a leader whose write does not stands down.
+//! - Every write is a replacement of what was read: of two only one comes through, and a leader that finds another one's stands down.
 //! - Nobody's clock is compared with another's: a holder is taken for gone when its Lease was not seen to change for as long as it promised to renew it.
 //! - One's own term counts from before the request that renewed it, ends at two thirds of the Lease, and ends by the clock ([`Lead`]).
 //! - The epoch is in an annotation, written with the holder: `leaseTransitions` begins anew after a deletion, resource versions go back with a restore.
 //! - An identity is of one process: one that starts again does not find itself in office.
+
+mod lease;
+#[cfg(test)]
+mod tests;
 
 use std::time::{Duration, Instant};
 
@@ -16,11 +20,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::clients::{Complaint, said};
 use super::events::{Events, normal, warning};
-use crate::clock::{Clock, human};
+use crate::clock::Clock;
 use crate::world::Lead;
-
-/// The annotation with the epoch.
-const EPOCH: &str = "nixoshost.dev/epoch";
+use lease::{EPOCH, Seen, bounded, epoch_of, is_lost, seen, vacant_in};
 
 /// How often one that stands by looks, at the most: what it takes longer than the Lease to take over.
 const LOOK: Duration = Duration::from_secs(1);
@@ -44,13 +46,6 @@ pub(super) struct Elector {
     /// The highest epoch that was ever read or written: a Lease that was deleted has forgotten it.
     known: u64,
     complaint: Complaint,
-}
-
-/// The Lease as it was last read or written.
-struct Seen {
-    lease: Lease,
-    /// When it was first seen like this, by our own clock.
-    since: Instant,
 }
 
 impl Elector {
@@ -116,13 +111,36 @@ impl Elector {
                 self.until = Some(until);
                 self.lead.renew(epoch, until);
             }
-            Err(error) if is_lost(&error) => {
-                self.stand_down(&format!("the Lease was changed by somebody else: {}", said(&error)));
-                return Duration::ZERO;
-            }
+            Err(error) if is_lost(&error) => match self.look_again(until).await {
+                Ok(()) => return Duration::ZERO,
+                Err(error) => self.complain("reading", &error),
+            },
             Err(error) => self.complain("renewing", &error),
         }
         (self.lease / 6).min(self.until.unwrap_or(sent).saturating_duration_since(self.clock.now()))
+    }
+
+    /// The Lease is not as it was last seen: still ours, if a renewal came through whose answer was lost; otherwise the term is over.
+    async fn look_again(&mut self, until: Instant) -> kube::Result<()> {
+        let within = (self.lease / 4).min(until.saturating_duration_since(self.clock.now()));
+        let found = bounded(within, self.api.get_opt(&self.name)).await?;
+        match self.lost(found.as_ref()) {
+            None => self.note(found),
+            Some(why) => self.stand_down(&why),
+        }
+        Ok(())
+    }
+
+    /// PURE. Why this Lease is not the one of our term, if so. Only a write that was sent with what we have seen keeps uid and transitions.
+    fn lost(&self, found: Option<&Lease>) -> Option<String> {
+        let Some(found) = found else { return Some("the Lease was deleted".into()) };
+        let known = |lease: &Lease| (lease.uid(), lease.spec.as_ref().and_then(|spec| spec.lease_transitions));
+        match found.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default() {
+            holder if holder == self.identity && self.seen.as_ref().is_some_and(|seen| known(&seen.lease) == known(found)) => None,
+            "" => Some("somebody else released the Lease".into()),
+            holder if holder == self.identity => Some("the Lease was replaced by another one of the same name".into()),
+            holder => Some(format!("{holder} holds the Lease")),
+        }
     }
 
     async fn stand_by(&mut self) -> Duration {
@@ -177,12 +195,22 @@ impl Elector {
 
     async fn release(mut self) {
         self.lead.end();
-        let (Some(_), Some(seen)) = (self.until.take(), &self.seen) else { return };
-        let released = self.held(&seen.lease, "", self.lead.epoch());
-        match bounded(self.lease / 4, self.api.replace(&self.name, &PostParams::default(), &released)).await {
+        let Some(until) = self.until else { return };
+        let mut released = self.let_go().await;
+        // The last renewal may have come through without its answer.
+        if released.as_ref().is_err_and(is_lost) && self.look_again(until + self.lease).await.is_ok() && self.until.is_some() {
+            released = self.let_go().await;
+        }
+        match released {
             Ok(_) => tracing::info!("released the Lease: another one takes over at once"),
             Err(error) => tracing::warn!("releasing the Lease, which others now wait for to run out: {}", said(&error)),
         }
+    }
+
+    async fn let_go(&self) -> kube::Result<Lease> {
+        let old = self.seen.as_ref().map(|seen| seen.lease.clone()).unwrap_or_default();
+        let released = self.held(&old, "", self.lead.epoch());
+        bounded(self.lease / 4, self.api.replace(&self.name, &PostParams::default(), &released)).await
     }
 
     fn tell(&self, is_warning: bool, note: String) {
@@ -224,90 +252,5 @@ impl Elector {
             ..before
         });
         lease
-    }
-}
-
-/// PURE. What is known of the Lease after it was seen like this.
-fn seen(before: Option<Seen>, lease: Option<Lease>, now: Instant) -> Option<Seen> {
-    let lease = lease?;
-    let unchanged = before.filter(|seen| seen.lease.resource_version() == lease.resource_version() && seen.lease.uid() == lease.uid());
-    Some(Seen { since: unchanged.map_or(now, |seen| seen.since), lease })
-}
-
-/// PURE. After how long somebody else's Lease is free to be taken; what was ours in a term that has ended is free, since no other can have it.
-fn vacant_in(seen: Option<&Seen>, me: &str, ours: Duration, now: Instant) -> Duration {
-    let Some(Seen { lease, since }) = seen else { return Duration::ZERO };
-    let spec = lease.spec.clone().unwrap_or_default();
-    let Some(_holder) = spec.holder_identity.filter(|holder| !holder.is_empty() && holder != me) else { return Duration::ZERO };
-    let promised = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
-    let lasts = promised.filter(|seconds| *seconds > 0).map_or(ours, Duration::from_secs);
-    lasts.saturating_sub(now.saturating_duration_since(*since))
-}
-
-fn epoch_of(lease: &Lease) -> u64 {
-    lease.annotations().get(EPOCH).and_then(|epoch| epoch.parse().ok()).unwrap_or_default()
-}
-
-/// Somebody else wrote the Lease, or deleted it.
-fn is_lost(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409))
-}
-
-async fn bounded<T>(within: Duration, call: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
-    let late = || Err(kube::Error::Service(format!("no answer within {}", human(within)).into()));
-    tokio::time::timeout(within, call).await.unwrap_or_else(|_| late())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LEASE: Duration = Duration::from_secs(15);
-
-    #[expect(clippy::disallowed_methods, reason = "a test needs some moment")]
-    fn now() -> Instant {
-        Instant::now()
-    }
-
-    fn lease(version: &str, holder: &str, seconds: Option<i32>) -> Lease {
-        serde_json::from_value(serde_json::json!({
-            "metadata": {"name": "l", "uid": "u", "resourceVersion": version, "annotations": {EPOCH: "41"}},
-            "spec": {"holderIdentity": holder, "leaseDurationSeconds": seconds},
-        }))
-        .unwrap()
-    }
-
-    fn left(seen: Option<&Seen>, after: u64, start: Instant) -> u64 {
-        vacant_in(seen, "me", LEASE, start + Duration::from_secs(after)).as_secs()
-    }
-
-    #[test]
-    fn a_lease_is_free_when_nobody_has_it_or_it_was_ours_and_else_when_its_holder_was_silent_for_as_long_as_it_promised() {
-        let start = now();
-        let of = |holder, seconds| seen(None, Some(lease("1", holder, seconds)), start);
-        assert_eq!(left(None, 0, start), 0);
-        assert_eq!(left(of("", Some(15)).as_ref(), 0, start), 0);
-        assert_eq!(left(of("me", Some(15)).as_ref(), 0, start), 0);
-        assert_eq!(left(of("other", Some(15)).as_ref(), 14, start), 1);
-        assert_eq!(left(of("other", Some(15)).as_ref(), 15, start), 0);
-        assert_eq!(left(of("other", Some(60)).as_ref(), 15, start), 45, "the holder's promise counts, not ours");
-        assert_eq!(left(of("other", Some(0)).as_ref(), 1, start), 14);
-    }
-
-    #[test]
-    fn silence_is_timed_from_when_a_version_was_first_seen() {
-        let start = now();
-        let first = seen(None, Some(lease("1", "other", None)), start);
-        let again = seen(first, Some(lease("1", "other", None)), start + Duration::from_secs(9));
-        assert_eq!(left(again.as_ref(), 10, start), 5);
-        let renewed = seen(again, Some(lease("2", "other", None)), start + Duration::from_secs(10));
-        assert_eq!(left(renewed.as_ref(), 10, start), 15);
-        assert!(seen(renewed, None, start).is_none());
-    }
-
-    #[test]
-    fn the_epoch_is_read_from_its_annotation() {
-        assert_eq!(epoch_of(&lease("1", "", None)), 41);
-        assert_eq!(epoch_of(&Lease::default()), 0);
     }
 }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kube::ResourceExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use nixos_host_api::{NixOSHost, REQUESTED_AT};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -15,10 +15,43 @@ use tokio_util::sync::CancellationToken;
 /// Namespace and name.
 pub(super) type Key = (String, String);
 
+/// A host's resource as it is now.
+#[derive(Debug, Clone)]
+pub(super) enum Newest {
+    /// It says this.
+    Decoded(Arc<NixOSHost>),
+    /// It cannot be read, since a newer CRD allowed what this controller does not know. An older version of it says nothing of what is wanted now
+    /// (it may be suspended): nothing is done but to see to its deletion.
+    Undecodable {
+        /// What can be read of any object.
+        metadata: Arc<ObjectMeta>,
+        /// How it was when it could be read last: its status is still so.
+        before: Option<Arc<NixOSHost>>,
+    },
+}
+
+impl Newest {
+    /// What can be read of any object.
+    pub(super) fn metadata(&self) -> &ObjectMeta {
+        match self {
+            Self::Decoded(object) => &object.metadata,
+            Self::Undecodable { metadata, .. } => metadata,
+        }
+    }
+
+    /// The newest that could be read.
+    fn readable(&self) -> Option<&Arc<NixOSHost>> {
+        match self {
+            Self::Decoded(object) => Some(object),
+            Self::Undecodable { before, .. } => before.as_ref(),
+        }
+    }
+}
+
 /// What is known of one host.
 #[derive(Debug)]
 struct Entry {
-    object: Arc<NixOSHost>,
+    newest: Newest,
     inputs: u64,
     pass: CancellationToken,
     wake: Arc<Notify>,
@@ -43,12 +76,28 @@ pub(super) struct Task {
 impl Hosts {
     /// Takes note of an object as it is now. `Some` if it is new and wants a task.
     pub(super) fn put(&self, object: NixOSHost) -> Option<Task> {
-        let (key, inputs, object) = (key(&object), inputs(&object), Arc::new(object));
+        self.note(Newest::Decoded(Arc::new(object)))
+    }
+
+    /// The same of one that cannot be decoded.
+    pub(super) fn put_undecodable(&self, metadata: ObjectMeta) -> Option<Task> {
+        self.note(Newest::Undecodable { metadata: Arc::new(metadata), before: None })
+    }
+
+    fn note(&self, mut newest: Newest) -> Option<Task> {
+        let (key, inputs) = (key(newest.metadata()), inputs(&newest));
         let mut hosts = self.lock();
         if let Some(entry) = hosts.get_mut(&key) {
-            // A person removes the recorded host key to have the next one trusted; a pass in flight would write it back.
-            let distrusted = host_keys(&entry.object).zip(host_keys(&object)).any(|(before, now)| before.is_some() && now.is_none());
-            entry.object = object;
+            let mut distrusted = false;
+            match (entry.newest.readable(), &mut newest) {
+                // A person removes the recorded host key to have the next one trusted; a pass in flight would write it back.
+                (Some(before), Newest::Decoded(now)) => {
+                    distrusted = host_keys(before).zip(host_keys(now)).any(|(before, now)| before.is_some() && now.is_none());
+                }
+                (known, Newest::Undecodable { before, .. }) => *before = known.cloned(),
+                (None, Newest::Decoded(_)) => {}
+            }
+            entry.newest = newest;
             if entry.inputs != inputs || distrusted {
                 entry.inputs = inputs;
                 entry.pass.cancel();
@@ -58,7 +107,7 @@ impl Hosts {
         }
         let (wake, gone) = (Arc::new(Notify::new()), CancellationToken::new());
         let task = Task { key: key.clone(), wake: Arc::clone(&wake), gone: gone.clone() };
-        hosts.insert(key, Entry { object, inputs, pass: CancellationToken::new(), wake, gone });
+        hosts.insert(key, Entry { newest, inputs, pass: CancellationToken::new(), wake, gone });
         Some(task)
     }
 
@@ -78,9 +127,9 @@ impl Hosts {
         }
     }
 
-    /// The newest object of each.
+    /// The newest object of each that could ever be read.
     pub(super) fn all(&self) -> Vec<Arc<NixOSHost>> {
-        self.lock().values().map(|entry| Arc::clone(&entry.object)).collect()
+        self.lock().values().filter_map(|entry| entry.newest.readable().cloned()).collect()
     }
 
     /// Cancels all passes and wakes all tasks: something changed that matters to every host.
@@ -92,11 +141,11 @@ impl Hosts {
     }
 
     /// Begins a pass: the newest object, and a child of `parent` that a change will cancel.
-    pub(super) fn begin(&self, key: &Key, parent: &CancellationToken) -> Option<(Arc<NixOSHost>, CancellationToken)> {
+    pub(super) fn begin(&self, key: &Key, parent: &CancellationToken) -> Option<(Newest, CancellationToken)> {
         let mut hosts = self.lock();
         let entry = hosts.get_mut(key)?;
         entry.pass = parent.child_token();
-        Some((Arc::clone(&entry.object), entry.pass.clone()))
+        Some((entry.newest.clone(), entry.pass.clone()))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
@@ -105,8 +154,8 @@ impl Hosts {
 }
 
 /// Namespace and name of an object.
-pub(super) fn key(object: &NixOSHost) -> Key {
-    (object.namespace().unwrap_or_default(), object.name_any())
+pub(super) fn key(metadata: &ObjectMeta) -> Key {
+    (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
 }
 
 /// The recorded host keys, of the machine and of its jump host.
@@ -116,12 +165,13 @@ fn host_keys(object: &NixOSHost) -> impl Iterator<Item = Option<&str>> {
 }
 
 /// What of an object makes a new pass necessary. Status, labels and other people's annotations do not.
-fn inputs(object: &NixOSHost) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    object.metadata.uid.hash(&mut hasher);
-    object.metadata.generation.hash(&mut hasher);
-    object.metadata.deletion_timestamp.is_some().hash(&mut hasher);
-    object.annotations().get(REQUESTED_AT).hash(&mut hasher);
+fn inputs(newest: &Newest) -> u64 {
+    let (mut hasher, metadata) = (DefaultHasher::new(), newest.metadata());
+    matches!(newest, Newest::Decoded(_)).hash(&mut hasher);
+    metadata.uid.hash(&mut hasher);
+    metadata.generation.hash(&mut hasher);
+    metadata.deletion_timestamp.is_some().hash(&mut hasher);
+    metadata.annotations.as_ref().and_then(|annotations| annotations.get(REQUESTED_AT)).hash(&mut hasher);
     hasher.finish()
 }
 
@@ -153,6 +203,33 @@ mod tests {
             assert!(hosts.put(object).is_none(), "it has its task");
             assert_eq!(pass.is_cancelled(), cancels);
         }
+    }
+
+    #[test]
+    fn what_cannot_be_decoded_cancels_the_pass_in_flight_and_lets_none_begin_until_it_can_be() {
+        let (hosts, parent) = (Hosts::default(), CancellationToken::new());
+        let task = hosts.put(host(1, None)).unwrap();
+        let pass = hosts.begin(&task.key, &parent).unwrap().1;
+        assert!(hosts.put_undecodable(host(2, None).metadata).is_none(), "it has its task");
+        assert!(pass.is_cancelled());
+        let (newest, pass) = hosts.begin(&task.key, &parent).unwrap();
+        assert!(matches!(&newest, Newest::Undecodable { metadata, .. } if metadata.generation == Some(2)));
+        assert_eq!(hosts.all().len(), 1, "metrics go on telling its status");
+        assert!(hosts.put_undecodable(host(2, None).metadata).is_none());
+        assert!(!pass.is_cancelled(), "nothing is new");
+        // A controller that is newer, or an object as it was.
+        assert!(hosts.put(host(2, None)).is_none());
+        assert!(pass.is_cancelled());
+        assert!(matches!(hosts.begin(&task.key, &parent).unwrap().0, Newest::Decoded(_)));
+    }
+
+    #[test]
+    fn what_could_never_be_decoded_has_a_task_for_its_deletion() {
+        let hosts = Hosts::default();
+        let task = hosts.put_undecodable(host(1, None).metadata).unwrap();
+        assert!(hosts.all().is_empty());
+        hosts.remove(&task.key);
+        assert!(task.gone.is_cancelled());
     }
 
     #[test]

@@ -23,7 +23,6 @@ use std::time::Duration;
 
 use http::StatusCode;
 use kube::Api;
-use nixos_host_api::NixOSHost;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -37,7 +36,7 @@ use brake::Brake;
 use clients::{Clients, WATCH_SECONDS};
 use election::Elector;
 use events::Events;
-use hosts::{Hosts, Task};
+use hosts::{Hosts, Newest, Task};
 use pass::Next;
 use status::Stored;
 
@@ -195,13 +194,13 @@ async fn run_host(controller: Arc<Controller>, task: Task, stop: CancellationTok
             () = stop.cancelled() => break,
             term = controller.world.lead.term() => term,
         };
-        let Some((object, cancel)) = controller.hosts.begin(&task.key, &stop) else { break };
-        if object.metadata.uid != uid {
+        let Some((newest, cancel)) = controller.hosts.begin(&task.key, &stop) else { break };
+        if newest.metadata().uid != uid {
             // Another one of the same name; also one whose end another replica saw to.
             forget(&controller.world, uid.take());
-            uid.clone_from(&object.metadata.uid);
+            uid.clone_from(&newest.metadata().uid);
         }
-        let next = one_pass(&controller, &object, &mut stored, &cancel, &term).await;
+        let next = one_pass(&controller, newest, &mut stored, &cancel, &term).await;
         failures = if next.is_some() { 0 } else { failures + 1 };
         let pause = match next.unwrap_or_else(|| retry(&controller.world, failures)) {
             Next::Now => continue,
@@ -238,18 +237,19 @@ fn retry(world: &World, failures: u32) -> Next {
 /// wherever it is, as if the process had ended.
 async fn one_pass(
     controller: &Arc<Controller>,
-    object: &Arc<NixOSHost>,
+    newest: Newest,
     stored: &mut Stored,
     cancel: &CancellationToken,
     term: &CancellationToken,
 ) -> Option<Next> {
-    let (namespace, name) = hosts::key(object);
-    let span = tracing::info_span!("pass", namespace, host = name, generation = object.metadata.generation, stage = tracing::field::Empty);
+    let (namespace, name) = hosts::key(newest.metadata());
+    let span =
+        tracing::info_span!("pass", namespace, host = name, generation = newest.metadata().generation, stage = tracing::field::Empty);
     let (begun, working) = (controller.world.clock.now(), controller.world.metrics.queues.hosts.wait(&controller.world.clock).work());
     let work = {
-        let (controller, object, cancel, mut stored) = (Arc::clone(controller), Arc::clone(object), cancel.clone(), std::mem::take(stored));
+        let (controller, cancel, mut stored) = (Arc::clone(controller), cancel.clone(), std::mem::take(stored));
         async move {
-            let result = pass::run(&controller, &object, &mut stored, &cancel).await;
+            let result = pass::run(&controller, &newest, &mut stored, &cancel).await;
             (result, stored)
         }
     };

@@ -1,9 +1,9 @@
 //! One pass for one resource: what Kubernetes says in, one status out.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Api, ResourceExt};
 use nixos_host_api::{Class, FINALIZER, HostKeyPolicy, NixOSHost, REQUESTED_AT, Reason};
 use tokio_util::sync::CancellationToken;
@@ -12,6 +12,7 @@ use super::Controller;
 use super::clients::REQUEST_WITHIN;
 use super::events::happened;
 use super::finalizer;
+use super::hosts::{Newest, key};
 use super::reporter::{Context, StatusReporter};
 use super::status::{Stored, Writer};
 use crate::pipeline::{Findings, Pass, Stop, Verdict, converge};
@@ -35,17 +36,19 @@ pub(super) enum Next {
 /// Runs one pass. Errors in it are in the status; `Err` means that Kubernetes could not be spoken to.
 pub(super) async fn run(
     controller: &Controller,
-    object: &Arc<NixOSHost>,
+    newest: &Newest,
     stored: &mut Stored,
     cancel: &CancellationToken,
 ) -> Result<Next, kube::Error> {
-    let api: Api<NixOSHost> = Api::namespaced(controller.clients.requests.clone(), &object.namespace().unwrap_or_default());
+    let namespace = newest.metadata().namespace.clone().unwrap_or_default();
+    let api: Api<NixOSHost> = Api::namespaced(controller.clients.requests.clone(), &namespace);
+    if newest.metadata().deletion_timestamp.is_some() {
+        return end(controller, &api, newest.metadata()).await;
+    }
+    let Newest::Decoded(object) = newest else { return Ok(Next::Wait) };
     *stored = std::mem::take(stored).newest(object);
     if stored.is_ahead_of(object) {
         *stored = Stored::of(in_time(api.get(&object.name_any())).await?);
-    }
-    if object.metadata.deletion_timestamp.is_some() {
-        return end(controller, &api, object).await;
     }
     if !object.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
         let added = finalizer::add(&api, object).await?;
@@ -238,14 +241,14 @@ async fn secret(controller: &Controller, namespace: &str, field: &str, name: &st
 }
 
 /// The resource is being deleted, and no pass of it is in flight: GC roots are dropped, the machine stays as it is.
-async fn end(controller: &Controller, api: &Api<NixOSHost>, object: &NixOSHost) -> Result<Next, kube::Error> {
-    let (namespace, name, uid) = (object.namespace().unwrap_or_default(), object.name_any(), object.uid().unwrap_or_default());
+async fn end(controller: &Controller, api: &Api<NixOSHost>, metadata: &ObjectMeta) -> Result<Next, kube::Error> {
+    let (namespace, name) = key(metadata);
     let dropped = RootName::new(&namespace, &name).and_then(|root| controller.world.effects.drop_roots(&root));
     if let Err(error) = dropped {
         tracing::warn!("GC roots of a deleted host could not be dropped: {}", chain(&error));
     }
-    controller.world.forget(&uid);
-    finalizer::remove(api, object).await?;
+    controller.world.forget(metadata.uid.as_deref().unwrap_or_default());
+    finalizer::remove(api, metadata).await?;
     tracing::info!("deleted; the machine stays as it is");
     Ok(Next::Wait)
 }

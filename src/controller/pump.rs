@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use kube::Api;
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher::{self, Event};
+use kube::{Api, Resource};
 use nixos_host_api::NixOSHost;
 use tokio::sync::mpsc;
 
@@ -78,8 +78,7 @@ impl Pump {
                 self.put(object);
             }
             Event::Delete(object) => {
-                let key = guarded_key(&object);
-                self.hosts.remove(&key);
+                self.hosts.remove(&key(object.meta()));
             }
             Event::InitDone => {
                 self.hosts.keep(&self.listed);
@@ -90,32 +89,25 @@ impl Pump {
     }
 
     fn put(&self, object: Guarded) -> Key {
-        let guarded = guarded_key(&object);
-        match object.0 {
+        let key = key(object.meta());
+        let new = match object.0 {
             Ok(mut object) => {
                 // Most of an object's bytes, and never needed.
                 object.metadata.managed_fields = None;
                 if let Some(annotations) = &mut object.metadata.annotations {
                     annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
                 }
-                let key = key(&object);
-                if let Some(task) = self.hosts.put(object) {
-                    let _ = self.tasks.send(task);
-                }
-                key
+                self.hosts.put(object)
             }
             Err(invalid) => {
                 self.metrics.undecodable();
-                tracing::error!(namespace = %guarded.0, name = %guarded.1, "this NixOSHost cannot be decoded and is left alone: {}", invalid.error);
-                guarded
+                tracing::error!(namespace = %key.0, name = %key.1, "this NixOSHost cannot be decoded and is left alone: {}", invalid.error);
+                self.hosts.put_undecodable(invalid.metadata)
             }
+        };
+        if let Some(task) = new {
+            let _ = self.tasks.send(task);
         }
-    }
-}
-
-fn guarded_key(object: &Guarded) -> Key {
-    match &object.0 {
-        Ok(object) => key(object),
-        Err(invalid) => (invalid.metadata.namespace.clone().unwrap_or_default(), invalid.metadata.name.clone().unwrap_or_default()),
+        key
     }
 }

@@ -143,15 +143,15 @@ async fn an_api_server_that_was_dead_or_frozen_is_heard_again_within_ten_seconds
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_object_that_does_not_decode_harms_only_itself() {
-    let scenario = Scenario::builder().hosts(2).own_control_plane().start().await;
+    let mut scenario = Scenario::builder().hosts(2).own_control_plane().start().await;
     let rev = scenario.repository.head();
     // As if the CRD were newer than the controller
     let maximum = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/connection/properties/port/maximum";
     let patch = json!([{"op": "remove", "path": maximum}]).to_string();
     scenario.kubectl.run(&["patch", "crd", "nixoshosts.nixoshost.dev", "--type=json", "--patch", &patch]);
+    let mut odd = scenario.manifest(1);
+    odd["spec"]["connection"]["port"] = 100_000.into();
     until("the API server to take such a port", SOON, || async {
-        let mut odd = scenario.manifest(1);
-        odd["spec"]["connection"]["port"] = 100_000.into();
         let output = scenario.kubectl.attempt_apply(&odd.to_string());
         if output.status.success() { Ok(()) } else { Err(output.stderr) }
     })
@@ -162,8 +162,23 @@ async fn an_object_that_does_not_decode_harms_only_itself() {
     scenario.apply(0, &json!({}));
     scenario.landed(0, &rev, SOON).await;
     assert!(condition(&scenario.get(1), "Ready").is_none(), "nothing was said about what could not be read");
-    scenario.apply(1, &json!({"spec": {"connection": {"port": 22}}}));
-    scenario.landed(1, &rev, SOON).await;
+    scenario.apply(1, &json!({"spec": {"interval": "5s", "connection": {"port": 22}}}));
+    let before = scenario.landed(1, &rev, SOON).await;
+    // One that was known is no longer driven by what it said before
+    let seen = undecodable();
+    odd["spec"]["interval"] = "5s".into();
+    let output = scenario.kubectl.attempt_apply(&odd.to_string());
+    assert!(output.status.success(), "{}", output.stderr);
+    until_true("the object to be counted once more", SOON, || undecodable() > seen).await;
+    let next = scenario.repository.commit(|fleet| (1..=2).for_each(|host| fleet.host(&format!("web-{host}")).rev = Some(2)));
+    scenario.apply(0, &json!({"spec": {"interval": "5s"}}));
+    scenario.landed(0, &next, SOON).await;
+    throughout("what cannot be read to be left alone", Duration::from_secs(10), || async {
+        let current = scenario.hosts[1].current_system();
+        if current == before { Ok(()) } else { Err(current) }
+    })
+    .await;
+    scenario.kubectl.run(&["delete", "nixoshost", &name(1), "--timeout=15s"]);
     scenario.finish().await;
 }
 

@@ -95,6 +95,9 @@ pub async fn run(args: Args) -> Result<(), RunError> {
     tokio::spawn(controller.brake.clone().run());
     let (stop, resign) = (CancellationToken::new(), CancellationToken::new());
     let elector = elector(&controller).map(|elector| tokio::spawn(elector.run(resign.clone())));
+    if elector.is_none() {
+        tokio::spawn(controller.world.lead.clone().climb());
+    }
     let running = run_hosts(Arc::clone(&controller), ready, stop.clone());
     tokio::pin!(running);
     tokio::select! {

@@ -129,6 +129,48 @@ impl Lead {
         let _ = highest.wait_for(|highest| *highest > self.epoch()).await;
     }
 
+    /// Without an election: keeps above the epochs that hosts know, which may come from a clock that was ahead when an earlier controller started.
+    ///
+    /// An epoch of the time since we started is not gone above: somebody was started after us, and manages the hosts now.
+    pub async fn climb(self) {
+        let begun = self.clock.now();
+        loop {
+            self.outranked().await;
+            let (known, epoch) = (self.highest(), self.epoch());
+            if self.rise(begun) {
+                tracing::warn!(
+                    known,
+                    epoch,
+                    "a host knows a later start than ours, by a clock that was wrong: orders are given under {}",
+                    self.epoch()
+                );
+                continue;
+            }
+            tracing::warn!(
+                known,
+                epoch,
+                "a host was given orders by a controller that was started after this one, and takes none from this one: end one of them, or run both with --leader-elect"
+            );
+            let mut highest = self.highest.subscribe();
+            // The sender is `self`: this cannot fail.
+            let _ = highest.wait_for(|highest| *highest > known).await;
+        }
+    }
+
+    /// Goes above the highest epoch that a host knows, unless that may be the start of another controller since `begun`.
+    fn rise(&self, begun: Instant) -> bool {
+        let (known, now) = (self.highest(), self.next_epoch(0));
+        let age = u64::try_from(self.clock.now().saturating_duration_since(begun).as_millis()).unwrap_or(u64::MAX);
+        // By the clock as it is now: it may have been set right since we started.
+        let ours = now.saturating_sub(age);
+        let later = ours < known && known <= now;
+        if !later {
+            let epoch = self.next_epoch(known);
+            self.state.send_modify(|state| state.epoch = state.epoch.max(epoch));
+        }
+        !later
+    }
+
     /// The highest epoch that any host was seen to know.
     pub fn highest(&self) -> u64 {
         *self.highest.borrow()
@@ -145,11 +187,18 @@ mod tests {
     use super::*;
 
     /// A clock that stands until it is moved.
-    #[expect(clippy::disallowed_methods, reason = "a test needs some moment")]
     fn clock() -> (Clock, Arc<Mutex<Instant>>) {
-        let now = Arc::new(Mutex::new(Instant::now()));
-        let read = Arc::clone(&now);
-        (Clock::new(move || *read.lock().unwrap(), || jiff::Timestamp::UNIX_EPOCH), now)
+        let (clock, now, _) = clocks();
+        (clock, now)
+    }
+
+    /// The same, and its seconds since 1970.
+    #[expect(clippy::disallowed_methods, reason = "a test needs some moment")]
+    fn clocks() -> (Clock, Arc<Mutex<Instant>>, Arc<Mutex<i64>>) {
+        let (now, wall) = (Arc::new(Mutex::new(Instant::now())), Arc::new(Mutex::new(0)));
+        let (read, shown) = (Arc::clone(&now), Arc::clone(&wall));
+        let clock = Clock::new(move || *read.lock().unwrap(), move || jiff::Timestamp::from_second(*shown.lock().unwrap()).unwrap());
+        (clock, now, wall)
     }
 
     #[test]
@@ -193,5 +242,41 @@ mod tests {
         assert!(lead.outranked().now_or_never().is_some() && lead.highest() == 9);
         lead.begin(10, None);
         assert!(lead.outranked().now_or_never().is_none());
+    }
+
+    /// What a controller without an election, which started at 1000 s, does at 2000 s by its clock then, when a host knows this epoch.
+    fn climbs(started: i64, known: u64) -> (bool, u64) {
+        let (clock, now, wall) = clocks();
+        *wall.lock().unwrap() = started;
+        let begun = clock.now();
+        let lead = Lead::alone(Lead::standby(clock.clone()).next_epoch(0), clock);
+        *now.lock().unwrap() += Duration::from_secs(1000);
+        *wall.lock().unwrap() = 2000;
+        lead.saw(known);
+        assert!(lead.outranked().now_or_never().is_some());
+        let rose = lead.rise(begun);
+        assert_eq!(lead.outranked().now_or_never().is_none(), rose);
+        (rose, lead.epoch())
+    }
+
+    #[test]
+    fn without_an_election_an_epoch_by_a_wrong_clock_is_gone_above_and_that_of_a_later_start_is_not() {
+        assert_eq!(climbs(1000, 5_000_000), (true, 5_000_001), "an earlier controller's clock was ahead");
+        assert_eq!(climbs(1000, 1_500_000), (false, 1_000_000), "another one was started after us");
+        assert_eq!(climbs(10, 900_000), (true, 2_000_000), "our own clock was behind when we started");
+        assert_eq!(climbs(10, 1_500_000), (false, 10_000));
+    }
+
+    #[tokio::test]
+    async fn a_climber_goes_on_climbing() {
+        let lead = Lead::alone(7, clock().0);
+        let climber = tokio::spawn(lead.clone().climb());
+        for known in [9, 30] {
+            lead.saw(known);
+            let mut state = lead.state.subscribe();
+            state.wait_for(|state| state.epoch > known).await.unwrap();
+            assert!(lead.holds());
+        }
+        climber.abort();
     }
 }

@@ -127,8 +127,9 @@ impl Clients {
             }
             request
         });
+        // kube ends a watch that is silent for longer than it may be, but waits for ever for a list, or for the beginning of a watch.
+        (config.read_timeout, config.reset_reader_on_write) = (Some(Duration::from_secs(u64::from(WATCH_SECONDS) + 10)), true);
         let watches = ClientBuilder::try_from(config.clone())?.with_layer(&counted).with_layer(&stamp).build();
-        config.reset_reader_on_write = true;
         let namespace = std::env::var("POD_NAMESPACE").ok().filter(|namespace| !namespace.is_empty());
         let namespace = namespace.unwrap_or_else(|| config.default_namespace.clone());
         config.read_timeout = Some(REQUEST_WITHIN);

@@ -33,7 +33,7 @@ use crate::metrics::{Ended, Metrics};
 use crate::world::{Lead, Limits, Real, World, nix};
 use args::Args;
 use brake::Brake;
-use clients::{Clients, WATCH_SECONDS};
+use clients::Clients;
 use election::Elector;
 use events::Events;
 use hosts::{Hosts, Newest, Task};
@@ -168,7 +168,8 @@ pub(crate) async fn run_hosts(controller: Arc<Controller>, ready: watch::Sender<
     let (tasks, mut new) = mpsc::unbounded_channel();
     let shared = Arc::clone(&controller);
     let jitter = move |pause| shared.world.jitter(pause, 0.15);
-    let pump = tokio::spawn(pump::run(api, Arc::clone(&controller.hosts), tasks, controller.world.metrics.clone(), ready, jitter));
+    let (hosts, metrics, clock) = (Arc::clone(&controller.hosts), controller.world.metrics.clone(), controller.world.clock.clone());
+    let pump = tokio::spawn(pump::run(api, hosts, tasks, metrics, ready, clock, jitter));
     let brake = tokio::time::timeout(BRAKE_WITHIN, controller.brake.known());
     let _ = stop.run_until_cancelled(brake).await;
     let mut running = JoinSet::new();
@@ -308,11 +309,10 @@ async fn serve_all(controller: &Arc<Controller>, ready: watch::Receiver<bool>) -
     serve::serve("health", controller.args.health_addr, move |path| {
         let (controller, ready) = (Arc::clone(&health), *ready.borrow());
         async move {
-            // A watch is begun anew at least every WATCH_SECONDS: twice that without one means that it hangs.
-            let age = controller.world.metrics.watch_age(controller.world.clock.now());
-            let stale = age.is_some_and(|age| age > Duration::from_secs(2 * u64::from(WATCH_SECONDS)));
             match path.as_str() {
-                "/livez" if stale => (StatusCode::SERVICE_UNAVAILABLE, "the watch of NixOSHosts is stale\n".into()),
+                "/livez" if pump::hangs(&controller.world.metrics, controller.world.clock.now()) => {
+                    (StatusCode::SERVICE_UNAVAILABLE, "the watch of NixOSHosts hangs\n".into())
+                }
                 "/livez" => (StatusCode::OK, "ok\n".into()),
                 "/readyz" if ready => (StatusCode::OK, "ok\n".into()),
                 "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, "NixOSHosts were not listed yet\n".into()),

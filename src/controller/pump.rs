@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use kube::core::DeserializeGuard;
@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 
 use super::clients::WATCH_SECONDS;
 use super::hosts::{Hosts, Key, Task, key};
+use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::stage::chain;
 
@@ -25,9 +26,11 @@ pub(super) async fn run(
     tasks: mpsc::UnboundedSender<Task>,
     metrics: Metrics,
     ready: tokio::sync::watch::Sender<bool>,
+    clock: Clock,
     jitter: impl Fn(Duration) -> Duration,
 ) {
     let config = watcher::Config::default().timeout(WATCH_SECONDS);
+    let turned = metrics.clone();
     let mut pump = Pump { hosts, tasks, metrics, listed: HashSet::new() };
     let mut tries = 0;
     loop {
@@ -35,6 +38,7 @@ pub(super) async fn run(
         // After a failure everything is listed anew: an API server that was restored from a backup would let the old watch wait in silence for a
         // version that it has not come to yet.
         while let Some(event) = stream.next().await {
+            turned.watch_turned(clock.now());
             match event {
                 Ok(event) => {
                     tries = if matches!(event, Event::Apply(_) | Event::Delete(_)) { 0 } else { tries };
@@ -51,6 +55,12 @@ pub(super) async fn run(
         tokio::time::sleep(jitter(pause(tries))).await;
         tries += 1;
     }
+}
+
+/// Whether what watches does nothing any more. An API server that is away is no reason to restart the controller in the middle of a build: that it
+/// is away is for alerts. Each list and watch ends after [`WATCH_SECONDS`] and a little, answered or not.
+pub(super) fn hangs(metrics: &Metrics, now: Instant) -> bool {
+    metrics.watch_idle(now).is_some_and(|idle| idle > Duration::from_secs(2 * u64::from(WATCH_SECONDS)))
 }
 
 /// From 0.2 s, doubled up to 2 s: after an outage there may be two of them before the first list. kube's own goes up to 30 s and forgives only after 2 minutes.
@@ -109,5 +119,32 @@ impl Pump {
             let _ = self.tasks.send(task);
         }
         key
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, Response};
+    use kube::Client;
+    use kube::client::Body;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    #[expect(clippy::disallowed_methods, reason = "a test needs some moment")]
+    async fn an_api_server_that_is_away_for_long_does_not_make_the_controller_look_dead() {
+        let away = tower::service_fn(|_: Request<Body>| async { Err::<Response<Body>, _>("connection refused") });
+        let (metrics, begun) = (Metrics::new().unwrap(), tokio::time::Instant::now());
+        let clock = Clock::new(move || begun.into_std() + begun.elapsed(), || jiff::Timestamp::UNIX_EPOCH);
+        let api = Api::all(Client::new(away, "infra"));
+        let (tasks, ready) = (mpsc::unbounded_channel().0, tokio::sync::watch::channel(false).0);
+        metrics.watch_alive(clock.now());
+        let pump = tokio::spawn(run(api, Arc::default(), tasks, metrics.clone(), ready, clock.clone(), |pause| pause));
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert!(!hangs(&metrics, clock.now()));
+        assert!(metrics.watch_age(clock.now()).is_some_and(|age| age.as_secs() == 3600), "alerts know that it was not heard of");
+        pump.abort();
+        tokio::time::sleep(Duration::from_secs(401)).await;
+        assert!(hangs(&metrics, clock.now()));
     }
 }

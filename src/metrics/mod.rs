@@ -56,6 +56,7 @@ pub struct Metrics {
     files: IntGauge,
     started: Gauge,
     last_watch: Arc<Mutex<Option<Instant>>>,
+    last_turn: Arc<Mutex<Option<Instant>>>,
 }
 
 /// The `controller` of controller-runtime's series.
@@ -115,6 +116,7 @@ impl Metrics {
             files: gauge(all, &catalogue::OPEN_FILES)?,
             started: gauge(all, &catalogue::STARTED)?,
             last_watch: Arc::default(),
+            last_turn: Arc::default(),
             registry,
         };
         metrics.begin()?;
@@ -212,6 +214,18 @@ impl Metrics {
     pub fn watch_age(&self, now: Instant) -> Option<Duration> {
         let last = *self.last_watch.lock().unwrap_or_else(PoisonError::into_inner);
         last.map(|last| now.saturating_duration_since(last))
+    }
+
+    /// What watches did something, if only to find that the API server does not answer.
+    pub fn watch_turned(&self, now: Instant) {
+        *self.last_turn.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+    }
+
+    /// How long ago what watches last did something.
+    pub fn watch_idle(&self, now: Instant) -> Option<Duration> {
+        let turned = *self.last_turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = turned.map(|turned| now.saturating_duration_since(turned));
+        idle.into_iter().chain(self.watch_age(now)).min()
     }
 
     /// What runs at the moment: evaluations, builds, processes.

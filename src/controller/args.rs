@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use clap::builder::RangedU64ValueParser;
 
 /// Lands NixOS systems on machines, driven by NixOSHost resources.
 ///
@@ -44,8 +45,8 @@ pub struct Args {
     #[arg(long, env = "NHC_EVALUATE_MEMORY", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(256..=1_048_576))]
     pub evaluate_memory: u64,
 
-    /// Builds at a time (Nix's max-jobs).
-    #[arg(long, env = "NHC_BUILDS", default_value_t = cores())]
+    /// Builds at a time (Nix's max-jobs). 0: none here, only on the builders that Nix is configured with.
+    #[arg(long, env = "NHC_BUILDS", default_value_t = cores(), value_parser = count(0))]
     pub builds: usize,
 
     /// Build without Nix's sandbox, where user namespaces are refused. Builders then run as the controller's user.
@@ -53,11 +54,11 @@ pub struct Args {
     pub no_sandbox: bool,
 
     /// Copies to hosts at a time.
-    #[arg(long, env = "NHC_COPIES", default_value_t = 16)]
+    #[arg(long, env = "NHC_COPIES", default_value_t = 16, value_parser = count(1))]
     pub copies: usize,
 
     /// Landings at a time.
-    #[arg(long, env = "NHC_LANDINGS", default_value_t = 64)]
+    #[arg(long, env = "NHC_LANDINGS", default_value_t = 64, value_parser = count(1))]
     pub landings: usize,
 
     /// Elect a leader by a Lease: one replica works, the others stand by, warm. Wants get, create and update of that Lease.
@@ -90,6 +91,11 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
+/// So many at a time, from `least`: with none, hosts would wait for ever without a word.
+fn count(least: u64) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(least..=10_000)
+}
+
 impl Args {
     /// How long one evaluation may take.
     pub fn evaluate_timeout(&self) -> Duration {
@@ -114,5 +120,26 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         <Args as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn a_number_with_which_nothing_would_ever_be_done_is_refused() {
+        let parse = |argument: &str| Args::try_parse_from(["controller", argument]);
+        for argument in [
+            "--copies=0",
+            "--landings=0",
+            "--evaluate-timeout=0",
+            "--evaluate-memory=0",
+            "--lease-duration=0",
+            "--copies=-1",
+            "--builds=10001",
+        ] {
+            let error = parse(argument).unwrap_err();
+            let (name, value) = argument.split_once('=').unwrap();
+            let text = error.to_string();
+            assert_eq!(error.kind(), clap::error::ErrorKind::ValueValidation, "{text}");
+            assert!(text.contains(&format!("'{value}' for '{name}")), "{text}");
+        }
+        assert_eq!(parse("--builds=0").unwrap().builds, 0, "all builds are left to remote builders");
     }
 }

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::access::Access;
 use super::counters::Tally;
 use super::roots::Roots;
+use super::scopes::Scopes;
 use super::store::StoreQueryError;
 use super::tools::{Environment, Tools};
 use super::{Credentials, NixConfig};
@@ -123,6 +124,7 @@ pub(super) struct Driver {
     pub(super) processes: Processes,
     pub(super) tally: Tally,
     pub(super) roots: Roots,
+    scopes: Arc<Scopes>,
     /// One permit for each process that may evaluate at the same time.
     pub(super) evaluating: Fair,
     /// Bytes of heap that each of them may have.
@@ -134,7 +136,7 @@ pub(super) struct Driver {
 /// A place for one process: its home and temporary directory, gone with it, and the fetcher cache of its credential.
 pub(super) struct Place {
     dir: TempDir,
-    cache: PathBuf,
+    cache: Arc<PathBuf>,
 }
 
 impl Place {
@@ -161,12 +163,15 @@ impl Driver {
         }
         let salt = prepare(dir).map_err(|source| StartError::DataDir { path: dir.clone(), source })?;
         let tools = Tools::probe(&processes, ours).await?;
+        let scopes = Arc::new(Scopes::new(dir.join("cache"), dir.join("run"), config.clock.clone()));
+        scopes.keep_swept();
         let at_once = (config.evaluate_memory / EVALUATION).clamp(1, u64::try_from(config.evaluations).unwrap_or(1).max(1));
         Ok(Self {
             evaluating: Fair::new(usize::try_from(at_once).unwrap_or(1)),
             heap: config.evaluate_memory / at_once,
             tally: Tally::default(),
             roots: Roots::new(),
+            scopes,
             config,
             tools,
             processes,
@@ -183,8 +188,7 @@ impl Driver {
     }
 
     pub(super) fn place(&self, credentials: Option<&Arc<Credentials>>) -> io::Result<Place> {
-        let cache = self.config.data_dir.join("cache").join(self.scope(credentials));
-        private_dir(&cache)?;
+        let cache = self.scopes.open(&self.scope(credentials))?;
         let dir =
             tempfile::Builder::new().prefix("").permissions(Permissions::from_mode(0o700)).tempdir_in(self.config.data_dir.join("run"))?;
         let place = Place { dir, cache };
@@ -234,7 +238,7 @@ impl Driver {
         read.extend(self.tools.needs.iter().chain(&self.config.readable).cloned());
         read.extend(self.settings());
         let mut write: Vec<PathBuf> = DEVICES.iter().map(PathBuf::from).collect();
-        write.extend(["/nix".into(), place.path().to_owned(), place.cache.clone()]);
+        write.extend(["/nix".into(), place.path().to_owned(), place.cache.to_path_buf()]);
         Some(Arc::new(Confinement { read, write }))
     }
 
@@ -332,7 +336,7 @@ fn prepare(dir: &Path) -> io::Result<Vec<u8>> {
     Ok(salt.to_vec())
 }
 
-fn private_dir(dir: &Path) -> io::Result<()> {
+pub(super) fn private_dir(dir: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 

@@ -37,6 +37,7 @@ mod progress;
 mod realise;
 mod resolve;
 mod roots;
+mod scopes;
 mod signers;
 mod store;
 mod tools;

@@ -10,6 +10,7 @@ mod election;
 mod events;
 mod finalizer;
 mod hosts;
+mod next;
 mod pass;
 mod pump;
 mod reporter;
@@ -37,7 +38,7 @@ use clients::Clients;
 use election::Elector;
 use events::Events;
 use hosts::{Hosts, Newest, Task};
-use pass::Next;
+use next::Next;
 use status::Stored;
 
 /// Looks at hosts at a time: each is one SSH handshake.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Api, ResourceExt};
-use nixos_host_api::{Class, FINALIZER, HostKeyPolicy, NixOSHost, REQUESTED_AT, Reason};
+use nixos_host_api::{FINALIZER, HostKeyPolicy, NixOSHost, REQUESTED_AT, Reason};
 use tokio_util::sync::CancellationToken;
 
 use super::Controller;
@@ -13,25 +13,14 @@ use super::clients::REQUEST_WITHIN;
 use super::events::happened;
 use super::finalizer;
 use super::hosts::{Newest, key};
+use super::next::{self, Next};
 use super::reporter::{Context, StatusReporter};
 use super::status::{Stored, Writer};
-use crate::pipeline::{Findings, Pass, Stop, Verdict, converge};
+use crate::pipeline::{Findings, Pass, converge};
 use crate::report::State;
 use crate::stage::{Failure, Records, chain};
 use crate::wish::{Given, HostId, SecretData, Wish};
-use crate::world::World;
 use crate::world::nix::RootName;
-
-/// What the host's task does next.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Next {
-    /// Another pass after this, or when something changes.
-    After(Duration),
-    /// Another pass at once: the resource changed meanwhile.
-    Now,
-    /// Nothing until something changes.
-    Wait,
-}
 
 /// Runs one pass. Errors in it are in the status; `Err` means that Kubernetes could not be spoken to.
 pub(super) async fn run(
@@ -65,7 +54,7 @@ pub(super) async fn run(
     } else {
         work(controller, object, &before, &reporter, &mut findings, cancel).await?
     };
-    let next = next(&controller.world, object, &state, &findings);
+    let next = next::next(object, &state, &findings, |time| controller.world.jitter(time, 0.1));
     let Ok(state) = state else {
         // Cut off by a change: the next pass reports. What it must know of landings was written down before they began.
         reporter.quit().await;
@@ -126,7 +115,7 @@ async fn work(
         Ok(wish) => wish,
         Err(failure) => {
             findings.records.failed("Read", String::new(), &failure);
-            return Ok(Ok(failed(failure, findings)));
+            return Ok(Ok(next::failed(failure, object, findings)));
         }
     };
     findings.records.forget("Read");
@@ -140,48 +129,7 @@ async fn work(
     let mut pass = Pass { wish: &wish, world: &controller.world, reporter, cancel, retry, new, findings: std::mem::take(findings) };
     let result = Box::pin(converge(&mut pass)).await;
     *findings = pass.findings;
-    Ok(match result {
-        Ok(verdict) => Ok(State::Settled(verdict)),
-        Err(Stop::Failed(failure)) => Ok(failed(failure, findings)),
-        Err(Stop::Cancelled) => Err(()),
-    })
-}
-
-/// A failure, with what happens next in words. The delay is without its jitter, and no clock value: the same failure is the same status.
-fn failed(failure: Failure, findings: &Findings) -> State {
-    let text = match failure.reason.class() {
-        Class::Rejected => "Held until the spec or the revision changes, or reconcile.fluxcd.io/requestedAt asks.".to_owned(),
-        _ => format!("{} is tried again about {} after each try.", failure.reason, human(backoff(findings))),
-    };
-    State::Failed(failure, text)
-}
-
-fn human(time: Duration) -> String {
-    let seconds = time.as_secs();
-    if seconds >= 120 { format!("{} min", seconds / 60) } else { format!("{seconds} s") }
-}
-
-/// Longer after each failure in a row: 5 s, 10 s, 20 s … 10 min.
-fn backoff(findings: &Findings) -> Duration {
-    let failures = u32::try_from(findings.records.failures().clamp(1, 8)).unwrap_or(1);
-    Duration::from_secs(5).saturating_mul(1 << (failures - 1)).min(Duration::from_secs(600))
-}
-
-fn next(world: &World, object: &NixOSHost, state: &Result<State, ()>, findings: &Findings) -> Next {
-    let interval = object.spec.interval.as_ref().and_then(|interval| interval.get().ok()).unwrap_or(Duration::from_secs(600));
-    let jitter = |time: Duration| Next::After(world.jitter(time, 0.1));
-    match state {
-        Err(()) => Next::Now,
-        Ok(State::Suspended | State::Braked(_)) => Next::Wait,
-        Ok(State::Failed(failure, _)) if failure.reason.class() != Class::Rejected => {
-            jitter(backoff(findings).min(interval.max(Duration::from_secs(60))))
-        }
-        Ok(
-            State::Settled(Verdict::UpToDate(_) | Verdict::RebootPending | Verdict::DryRun(_) | Verdict::Drift)
-            | State::Failed(..)
-            | State::Doing(..),
-        ) => jitter(interval),
-    }
+    Ok(next::state(result, cancel.is_cancelled(), object, findings))
 }
 
 async fn wish(

@@ -62,7 +62,7 @@ async fn slower_and_slower(scenario: &Scenario) {
     })
     .await;
     let delays: Vec<Option<String>> = failures.iter().take(3).map(delay).collect();
-    let expected = ["5 s after each try.", "10 s after each try.", "20 s after each try."].map(|delay| Some(delay.to_owned()));
+    let expected = ["5s after each try.", "10s after each try.", "20s after each try."].map(|delay| Some(delay.to_owned()));
     assert_eq!(delays, expected, "one status for each try: {failures:?}");
     let still: Vec<Value> = failures.into_iter().take(3).map(without_counters).collect();
     assert!(still.windows(2).all(|pair| pair[0] == pair[1]), "only the count and the delay are new: {still:?}");

@@ -246,20 +246,18 @@ mod tests {
     }
 
     #[expect(clippy::disallowed_methods, reason = "nix-store is the only judge of NARs")]
-    fn reference(path: &Path) -> Option<Vec<u8>> {
-        let Ok(output) = std::process::Command::new("nix-store").arg("--dump").arg(path).output() else {
-            println!("skipped: there is no nix-store on PATH to compare with");
-            return None;
-        };
+    fn reference(path: &Path) -> Vec<u8> {
+        let output = std::process::Command::new("nix-store").arg("--dump").arg(path).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        Some(output.stdout)
+        output.stdout
     }
 
     #[test]
+    #[ignore = "needs nix"]
     fn a_nar_is_what_nix_store_writes() {
         let folder = oddities();
         for path in [folder.path().to_owned(), folder.path().join("a"), folder.path().join("dangling"), folder.path().join("empty")] {
-            let Some(expected) = reference(&path) else { return };
+            let expected = reference(&path);
             assert!(nar(&path, expected.len() as u64).unwrap() == expected, "{}", path.display());
         }
     }

@@ -98,16 +98,14 @@ impl Batch {
         let args =
             ["eval", "--json", "--no-eval-cache", "--log-format", "internal-json"].into_iter().chain(OPTIONS).chain(CACHED).chain(NETWORK);
         let args = args.chain(RESTRICT).chain(["--option", "allowed-uris", &uris]);
-        let args =
-            args.chain(if ifd { ["--option", "allow-import-from-derivation", "true"] } else { ["--option", "sandbox-fallback", "false"] });
+        let args = args.chain(["--option", "allow-import-from-derivation", if ifd { "true" } else { "false" }]).chain(driver.sandbox());
         let args = args.chain(["--apply", &expression, "--", &target]);
         let mut command = driver.command(&driver.tools.nix, args, &place, &access);
         let (initial, maximum) = ((driver.heap / 2).min(384 << 20), driver.heap);
         command.env.push(("GC_INITIAL_HEAP_SIZE".into(), initial.to_string().into()));
         command.env.push(("GC_MAXIMUM_HEAP_SIZE".into(), maximum.to_string().into()));
         let time = driver.config.evaluate_timeout;
-        // A sandboxed build mounts file systems, which Landlock forbids.
-        let confinement = if ifd { None } else { driver.confinement(&place) };
+        let confinement = if ifd { driver.building_confinement(&place) } else { driver.confinement(&place) };
         let command = Command { time, confinement, address_space: Some(driver.heap.saturating_mul(2)), ..command };
         let mark = self.flake.rev.clone().unwrap_or_else(|| self.flake.nar_hash.clone());
         let mut heard = Heard::new(nonce, mark);

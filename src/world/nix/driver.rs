@@ -242,6 +242,12 @@ impl Driver {
         Some(Arc::new(Confinement { read, write }))
     }
 
+    /// Options for every command that builds: in a sandbox or without, and never the one for the other.
+    pub(super) fn sandbox(&self) -> [&'static str; 6] {
+        let sandbox = if self.config.sandbox { "true" } else { "false" };
+        ["--option", "sandbox", sandbox, "--option", "sandbox-fallback", "false"]
+    }
+
     /// What a build without a sandbox may use: its builder runs as our own user. A sandbox needs none of this, and
     /// cannot be set up under Landlock; nor can other machines' keys be found.
     pub(super) fn build_confinement(&self, place: &Place) -> Option<Arc<Confinement>> {
@@ -252,6 +258,16 @@ impl Driver {
         let read = system.chain(self.tools.needs.iter().chain(&self.config.readable).cloned()).chain(self.settings()).collect();
         let write = ["/nix", "/dev", "/tmp", "/var/tmp"].map(PathBuf::from).into_iter().chain([place.path().to_owned()]).collect();
         Some(Arc::new(Confinement { read, write }))
+    }
+
+    /// What an evaluation may use that builds: what its builds may, and its fetcher cache.
+    pub(super) fn building_confinement(&self, place: &Place) -> Option<Arc<Confinement>> {
+        if self.config.allow_local_flakes {
+            return None;
+        }
+        let mut confinement = Arc::unwrap_or_clone(self.build_confinement(place)?);
+        confinement.write.push(place.cache.clone());
+        Some(Arc::new(confinement))
     }
 
     /// Nix's settings, if they are not in the usual place.

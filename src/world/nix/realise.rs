@@ -87,14 +87,12 @@ fn arguments(driver: &Driver, time: Duration, orders: &[Order]) -> Vec<String> {
     let (jobs, cores, seconds) = (config.builds.to_string(), config.cores.to_string(), time.as_secs().max(1).to_string());
     let fixed = ["--realise", "-k", "--log-format", "internal-json", "--max-jobs", &jobs, "--cores", &cores];
     let options = [
-        ["--option", "sandbox", if config.sandbox { "true" } else { "false" }],
-        ["--option", "sandbox-fallback", "false"],
         ["--option", "fallback", "true"],
         ["--option", "timeout", &seconds],
         // How often Nix looks again for a lock that another of our processes holds; its default is 5 s.
         ["--option", "build-poll-interval", "1"],
     ];
-    let args = fixed.into_iter().chain(options.into_iter().flatten()).chain(NETWORK);
+    let args = fixed.into_iter().chain(options.into_iter().flatten()).chain(driver.sandbox()).chain(NETWORK);
     args.chain(orders.iter().map(|order| order.drv.as_str())).map(str::to_owned).collect()
 }
 

@@ -16,7 +16,7 @@ async fn build(nix: &Nix, request: Build) -> Result<StorePath, BuildError> {
 }
 
 /// Text that no earlier run has built.
-fn unique() -> String {
+pub(super) fn unique() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
@@ -113,46 +113,76 @@ async fn progress_is_told_and_a_build_out_of_time_is_ended_with_its_log() {
 #[ignore = "needs nix, git and a store to write"]
 async fn a_fast_build_does_not_wait_for_a_slow_one_of_its_process() {
     let world = World::new();
-    let mark = unique();
-    let (fast, slow) = (host(&format!("echo {mark} > $out")), host(&format!("echo {mark}; while true; do :; done")));
-    world.commit("infra", &[("flake.nix", &flake(&[("fast", &fast), ("slow", &slow)]))]);
     let nix = world.nix().await;
-    let locked = resolve(&nix, &world.flake("infra"), None).await.unwrap();
-    let (fast, slow) = tokio::join!(evaluate(&nix, &locked, "fast"), evaluate(&nix, &locked, "slow"));
-    let (fast, slow) = (fast.unwrap(), slow.unwrap());
-    let slow = Build { timeout: seconds(20), ..request(&slow, "slow") };
-    tokio::select! {
-        biased;
-        built = build(&nix, slow) => panic!("{built:?}"),
-        built = build(&nix, request(&fast, "fast")) => assert_eq!(built.unwrap(), fast.out),
+    // On a loaded machine two orders may come too far apart to be gathered: then two others are tried.
+    for round in 0..5 {
+        let mark = unique();
+        let (fast, slow) = (host(&format!("echo {mark} > $out")), host(&format!("echo {mark}; while true; do :; done")));
+        world.commit("infra", &[("flake.nix", &flake(&[("fast", &fast), ("slow", &slow)]))]);
+        let locked = resolve(&nix, &world.flake("infra"), None).await.unwrap();
+        let (fast, slow) = tokio::join!(evaluate(&nix, &locked, "fast"), evaluate(&nix, &locked, "slow"));
+        let (fast, slow) = (fast.unwrap(), slow.unwrap());
+        let before = nix.counters().builds;
+        let mut slow = std::pin::pin!(build(&nix, Build { timeout: seconds(60), ..request(&slow, "slow") }));
+        tokio::select! {
+            biased;
+            built = &mut slow => panic!("{built:?}"),
+            built = build(&nix, request(&fast, "fast")) => assert_eq!(built.unwrap(), fast.out),
+        }
+        let counters = nix.counters();
+        for name in ["fast", "slow"] {
+            nix.roots().drop_all(&RootName::new("test", name).unwrap()).unwrap();
+        }
+        // One process, which goes on: a process of the fast one alone would have ended before it was answered.
+        if (counters.builds, counters.building) == (before + 1, 1) {
+            return;
+        }
+        println!("round {round}: the two were not gathered");
     }
-    // One, unless the machine was so loaded that the two orders were gathered apart.
-    assert!(nix.counters().builds <= 2);
-    for name in ["fast", "slow"] {
-        nix.roots().drop_all(&RootName::new("test", name).unwrap()).unwrap();
-    }
+    panic!("two builds that are asked for at once are one process");
 }
+
+/// A shell's function that says whether a file can be opened.
+pub(super) const SEES: &str = r#"sees() { if { true < "$2"; } 2>/dev/null; then echo "$1: open"; else echo "$1: shut"; fi; }"#;
 
 #[tokio::test]
 #[ignore = "needs nix, git and a store to write"]
 async fn a_builder_without_a_sandbox_sees_neither_credentials_nor_the_data_directory() {
     let world = World::new();
+    // Not in /tmp, which is theirs
+    let data = tempfile::Builder::new().prefix("nhc-test-").tempdir_in("/run").unwrap();
+    let token = data.path().join("token");
+    std::fs::write(&token, "hunter2").unwrap();
+    let ours = format!("/proc/{}/environ", std::process::id());
+    let script = format!(
+        r#"{SEES}; echo "config=$NIX_CONFIG sock=$SSH_AUTH_SOCK git=$GIT_CONFIG_VALUE_6 locale=$LC_ALL"; sees system /etc/passwd; sees shadow /etc/shadow
+           sees data {}; sees salt {}; sees ours {ours}; sees parent /proc/$PPID/environ; sees netrc /proc/$PPID/fd/9; sees inherited /dev/fd/9; exit 9"#,
+        token.display(),
+        data.path().join("salt").display(),
+    );
     let spy = format!(
-        r#"{{ config.system.build.toplevel = derivation {{ name = "spy-{0}"; system = "x86_64-linux"; builder = "/bin/sh"; impureEnvVars = [ "NIX_CONFIG" "SSH_AUTH_SOCK" ];
-             outputHash = "sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="; outputHashMode = "flat";
-             args = [ "-c" "set +e; echo config=$NIX_CONFIG sock=$SSH_AUTH_SOCK; read x < {1}; echo secret=$x; read y < /proc/{2}/environ; echo env=$y; exit 9" ]; }}; }}"#,
+        r#"{{ config.system.build.toplevel = derivation {{ name = "spy-{}"; system = "x86_64-linux"; builder = "/bin/sh"; args = [ "-c" {} ];
+             impureEnvVars = [ "NIX_CONFIG" "SSH_AUTH_SOCK" "GIT_CONFIG_VALUE_6" "LC_ALL" ];
+             outputHash = "sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="; outputHashMode = "flat"; }}; }}"#,
         unique(),
-        "/etc/shadow",
-        std::process::id()
+        super::world::nix_string(&script)
     );
     world.commit("infra", &[("flake.nix", &flake(&[("spy", &spy)]))]);
-    let nix = world.nix().await;
-    let locked = resolve(&nix, &world.flake("infra"), None).await.unwrap();
-    let evaluated = evaluate(&nix, &locked, "spy").await.unwrap();
+    let nix = world.start(NixConfig { data_dir: data.path().into(), ..world.config() }).await;
+    let login =
+        super::world::credentials(&[("netrc", "machine localhost login bot password hunter2"), ("access-tokens", "localhost=hunter2")]);
+    let locked = resolve(&nix, &world.flake("infra"), Some(Arc::clone(&login))).await.unwrap();
+    let wanted = Evaluate { flake: locked, attribute: "spy".into(), credentials: Some(login), retry: false, namespace: String::new() };
+    let evaluated = nix.evaluate(wanted, &never()).await.unwrap();
     let Err(BuildError::BuilderFailed { log, .. }) = build(&nix, request(&evaluated, "spy")).await else { panic!("it must fail") };
-    assert!(log.iter().any(|line| line == "config= sock=") && log.iter().any(|line| line == "secret="), "{log:?}");
-    assert!(log.iter().any(|line| line == "env="), "{log:?}");
     nix.roots().drop_all(&RootName::new("test", "spy").unwrap()).unwrap();
+    // It hears of variables, and opens files, that are for everybody; and all of them are there to be opened by who may.
+    let shut = ["shadow", "data", "salt", "ours", "parent", "netrc", "inherited"].map(|name| format!("{name}: shut"));
+    let expected: Vec<String> = ["config= sock= git= locale=C".to_owned(), "system: open".to_owned()].into_iter().chain(shut).collect();
+    assert_eq!(log, expected);
+    for path in [token, data.path().join("salt"), ours.into(), "/etc/shadow".into()] {
+        std::fs::File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    }
 }
 
 #[tokio::test]

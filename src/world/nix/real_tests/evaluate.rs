@@ -1,3 +1,4 @@
+use super::build::{SEES, unique};
 use super::world::{evaluate, flake, host, never, resolve, seconds};
 use super::*;
 
@@ -148,15 +149,42 @@ async fn a_flake_that_is_broken_says_so_for_all() {
 }
 
 #[tokio::test]
-#[ignore = "needs nix, git and a store to write"]
+#[ignore = "needs nix, git, a store to write and user namespaces"]
 async fn import_from_derivation_works_where_it_is_allowed_and_sees_no_credential() {
-    let world = World::new();
-    let ifd = r#"{ config.system.build.toplevel = let made = derivation { name = "made"; system = "x86_64-linux"; builder = "/bin/sh"; args = [ "-c" "echo '{ n = \"'$NIX_CONFIG'\"; }' > $out" ]; impureEnvVars = [ "NIX_CONFIG" ]; outputHashMode = "flat"; };
-      in derivation { name = "nixos-system${(import made).n}"; system = "x86_64-linux"; builder = "/bin/sh"; args = [ "-c" "echo > $out" ]; }; }"#;
-    world.commit("infra", &[("flake.nix", &flake(&[("web", ifd)]))]);
-    let nix = world.start(NixConfig { allow_import_from_derivation: true, ..world.config() }).await;
-    let login = super::world::credentials(&[("access-tokens", "localhost=hunter2")]);
-    let locked = resolve(&nix, &world.flake("infra"), Some(Arc::clone(&login))).await.unwrap();
-    let request = Evaluate { flake: locked, attribute: "web".into(), credentials: Some(login), retry: false, namespace: String::new() };
-    assert_eq!(nix.evaluate(request, &never()).await.unwrap().out.name(), "nixos-system");
+    for sandbox in [true, false] {
+        let world = World::new();
+        // Not in /tmp, which is theirs
+        let data = tempfile::Builder::new().prefix("nhc-test-").tempdir_in("/run").unwrap();
+        let token = data.path().join("token");
+        std::fs::write(&token, "hunter2").unwrap();
+        let mark = unique();
+        // What it saw is what it makes, and only the right answer has the right hash. It hears of a variable that is for all; without
+        // a sandbox it reads a system file.
+        let system = if sandbox { "shut" } else { "open" };
+        let said = format!("config= sock= locale=C\nsystem: {system}\ndata: shut\nours: shut\nparent: shut\nnetrc: shut\n");
+        let text = world.path().join("text");
+        std::fs::write(&text, format!("\"{mark}\n{said}\"\n")).unwrap();
+        let hash = super::world::run("nix-hash", &["--type", "sha256", "--flat", "--sri", text.to_str().unwrap()]);
+        let script = format!(
+            r#"{SEES}; {{ printf '"{mark}\n'; echo "config=$NIX_CONFIG sock=$SSH_AUTH_SOCK locale=$LC_ALL"; sees system /etc/ld.so.cache; sees data {};
+               sees ours /proc/{}/environ; sees parent /proc/$PPID/environ; sees netrc /proc/$PPID/fd/9; echo '"'; }} > $out"#,
+            token.display(),
+            std::process::id(),
+        );
+        let ifd = format!(
+            r#"{{ config.system.build.toplevel = let made = derivation {{ name = "made-{mark}"; system = "x86_64-linux"; builder = "/bin/sh"; args = [ "-c" {} ];
+                 impureEnvVars = [ "NIX_CONFIG" "SSH_AUTH_SOCK" "LC_ALL" ]; outputHash = "{hash}"; outputHashMode = "flat"; }};
+               in derivation {{ name = "nixos-system-${{toString (builtins.stringLength (import made))}}"; system = "x86_64-linux"; builder = "/bin/sh"; }}; }}"#,
+            super::world::nix_string(&script)
+        );
+        world.commit("infra", &[("flake.nix", &flake(&[("web", &ifd)]))]);
+        let config = NixConfig { allow_import_from_derivation: true, sandbox, data_dir: data.path().into(), ..world.config() };
+        let nix = world.start(config).await;
+        let login =
+            super::world::credentials(&[("netrc", "machine localhost login bot password hunter2"), ("access-tokens", "localhost=hunter2")]);
+        let locked = resolve(&nix, &world.flake("infra"), Some(Arc::clone(&login))).await.unwrap();
+        let request = Evaluate { flake: locked, attribute: "web".into(), credentials: Some(login), retry: false, namespace: String::new() };
+        let evaluated = nix.evaluate(request, &never()).await.unwrap_or_else(|error| panic!("sandbox {sandbox}: {error:?}"));
+        assert_eq!(evaluated.out.name(), format!("nixos-system-{}", mark.len() + said.len() + 1));
+    }
 }

@@ -90,10 +90,17 @@ async fn no_expression_reads_the_controllers_files() {
             attacks.push(format!("builtins.readFile (builtins.getFlake \"file+file://{path}?narHash={encoded}\").outPath"));
         }
     }
-    let hosts: Vec<(String, String)> = attacks.iter().enumerate().map(|(i, attack)| (format!("a{i}"), shows(attack))).collect();
+    let shown = new_secret();
+    std::fs::write(world.path().join("repositories/shown.tar.gz"), &shown).unwrap();
+    let shown_flat =
+        run("nix-hash", &["--type", "sha256", "--flat", "--sri", world.path().join("repositories/shown.tar.gz").to_str().unwrap()]);
+    let mut hosts: Vec<(String, String)> = attacks.iter().enumerate().map(|(i, attack)| (format!("a{i}"), shows(attack))).collect();
+    let asks =
+        format!("builtins.readFile (builtins.fetchurl {{ url = \"https://{}/shown.tar.gz\"; sha256 = \"{wrong}\"; }})", world.host());
+    hosts.extend([("reads".to_owned(), shows("builtins.readFile ./shown")), ("asks".to_owned(), shows(&asks))]);
     let hosts: Vec<(&str, &str)> = hosts.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let link = format!("-> {token}");
-    world.commit("evil", &[("flake.nix", &flake(&hosts)), ("link", &link)]);
+    world.commit("evil", &[("flake.nix", &flake(&hosts)), ("link", &link), ("shown", &shown)]);
     let nix = world.nix().await;
     assert!(nix.confined(), "this test needs Landlock");
     let credentials = super::world::credentials(&[("netrc", &login)]);
@@ -104,19 +111,31 @@ async fn no_expression_reads_the_controllers_files() {
         nix.evaluate(Evaluate { flake, attribute: name, credentials, retry: false, namespace: String::new() }, &cancel)
     };
     let results = futures::future::join_all((0..attacks.len()).map(|i| ask(format!("a{i}")))).await;
-    let mut leaks = Vec::new();
+    // Nix says what it got in either way of writing.
+    let hashes: Vec<String> = [&flat, &one, &recursive, &netrc_flat, &netrc_nar, &shown_flat]
+        .into_iter()
+        .flat_map(|hash| [hash.clone(), format!("sha256:{}", run("nix-hash", &["--to-base32", "--type", "sha256", hash]))])
+        .collect();
+    let leaks = |text: &str| {
+        let mut got = text.split("got").skip(1).map(|rest| rest.trim_start_matches([':', ' ', '\'']));
+        let told = got.any(|got| hashes.iter().any(|hash| got.starts_with(hash)));
+        told || text.contains(&secret) || text.contains("root:x:0") || text.contains("LEAK") && !text.starts_with("LEAK (at ")
+    };
+    let mut leaked = Vec::new();
     for (attack, result) in attacks.iter().zip(results) {
-        let error = result.expect_err(attack);
-        let text = format!("{error}");
+        let text = result.expect_err(attack).to_string();
         println!("{attack}\n    {text}");
-        let told = [&flat, &one, &recursive, &netrc_flat, &netrc_nar]
-            .iter()
-            .any(|hash| text.contains(&format!("got '{hash}")) || text.contains(&format!("got: {hash}")));
-        if told || text.contains(&secret) || text.contains("root:x:0") || text.contains("LEAK") && !text.starts_with("LEAK (at ") {
-            leaks.push(format!("{attack}: {text}"));
+        if leaks(&text) {
+            leaked.push(format!("{attack}: {text}"));
         }
     }
-    assert!(leaks.is_empty(), "{leaks:#?}");
+    assert!(leaked.is_empty(), "{leaked:#?}");
+    // What is the flake's own to read, or to ask a server for, is seen by the same eyes.
+    for control in ["reads", "asks"] {
+        let text = ask(control.to_owned()).await.unwrap_err().to_string();
+        assert!(leaks(&text), "{control}: {text}");
+    }
+    assert_ne!(in_store(&shown), "");
     assert!(!std::path::Path::new("/tmp/nhc-owned").exists());
     assert_eq!(in_store(&secret), "", "a secret came into the store");
 }
@@ -175,29 +194,50 @@ async fn neither_submodules_nor_settings_of_the_flake_get_anywhere() {
     let (world, secret) = (World::new(), new_secret());
     world.commit("local", &[("token", &secret)]);
     let local = world.path().join("repositories/local").display().to_string();
-    let hook = world.path().join("hook");
-    std::fs::write(&hook, format!("#!/bin/sh\ntouch {}/owned\n", world.path().display())).unwrap();
+    let text = format!(
+        "{{ inputs.self.submodules = true; outputs = {{ self }}: {{ nixosConfigurations.web = {}; }}; }}",
+        shows("builtins.readFile ./sub/token")
+    );
+    let nix = world.nix().await;
+    // From the same server a submodule is a part of the flake; from the controller's own disk it is not.
+    for (repository, url) in [("fair", world.url("local").replace("git+", "")), ("evil", local.clone())] {
+        world.commit(repository, &[("flake.nix", &text)]);
+        world.git(repository, &["-c", "protocol.file.allow=always", "submodule", "--quiet", "add", &local, "sub"]);
+        world.git(repository, &["config", "-f", ".gitmodules", "submodule.sub.url", &url]);
+        world.git(repository, &["commit", "-q", "-a", "-m", "sub"]);
+        let said = match resolve(&nix, &world.flake(repository), None).await {
+            Ok(locked) => evaluate(&nix, &locked, "web").await.unwrap_err().to_string(),
+            Err(error) => format!("{error:?}"),
+        };
+        println!("{repository}: {said}");
+        assert_eq!(said.contains(&secret), repository == "fair", "{said}");
+    }
+
+    let (owned, hook) = (world.path().join("owned"), world.path().join("hook"));
+    std::fs::write(&hook, format!("#!/bin/sh\ntouch {}\n", owned.display())).unwrap();
     run("chmod", &["+x", hook.to_str().unwrap()]);
     let text = format!(
-        r"{{ nixConfig.post-build-hook = {}; nixConfig.allow-import-from-derivation = true; nixConfig.restrict-eval = false; inputs.self.submodules = true;
-             outputs = {{ self }}: {{ nixosConfigurations.web = {}; nixosConfigurations.ok = {}; }}; }}",
+        r"{{ nixConfig.post-build-hook = {}; nixConfig.allow-import-from-derivation = true; nixConfig.restrict-eval = false;
+             outputs = {{ self }}: {{ nixosConfigurations = {{ hooked = {}; control = {}; reads = {}; imports = {}; }}; }}; }}",
         nix_string(hook.to_str().unwrap()),
-        shows("builtins.readFile ./sub/token"),
-        super::world::host("echo > $out")
+        super::world::host(&format!("echo {secret} > $out")),
+        super::world::host(&format!("echo control {secret} > $out")),
+        shows(&format!("builtins.readFile {local}/token")),
+        shows(r#"import (derivation { name = "x"; system = "x86_64-linux"; builder = "/bin/sh"; args = [ "-c" "echo 1 > $out" ]; })"#),
     );
-    world.commit("evil", &[("flake.nix", &text)]);
-    world.git("evil", &["-c", "protocol.file.allow=always", "submodule", "--quiet", "add", &local, "sub"]);
-    world.git("evil", &["commit", "-q", "-m", "sub"]);
-    let nix = world.nix().await;
-    match resolve(&nix, &world.flake("evil"), None).await {
-        Err(error) => println!("{error}"),
-        Ok(locked) => {
-            for name in ["web", "ok"] {
-                let result = evaluate(&nix, &locked, name).await;
-                println!("{name}: {result:?}");
-                assert!(!format!("{result:?}").contains(&secret));
-            }
-        }
-    }
-    assert!(!world.path().join("owned").exists());
+    world.commit("settings", &[("flake.nix", &text)]);
+    let locked = resolve(&nix, &world.flake("settings"), None).await.unwrap();
+    let hooked = evaluate(&nix, &locked, "hooked").await.unwrap();
+    let request = super::build::request(&hooked, "hooked");
+    super::build::build(&nix, request).await.unwrap();
+    nix.roots().drop_all(&RootName::new("test", "hooked").unwrap()).unwrap();
+    assert!(!owned.exists(), "the flake's hook has run");
+    assert!(matches!(evaluate(&nix, &locked, "imports").await, Err(EvaluateError::ImportFromDerivation { .. })));
+    let read = evaluate(&nix, &locked, "reads").await.unwrap_err();
+    assert!(!read.to_string().contains("LEAK") || read.to_string().starts_with("LEAK (at "), "{read:?}");
+    // The same settings, where they are accepted: the hook would have run.
+    let control =
+        format!("git+file://{}/repositories/settings#nixosConfigurations.control.config.system.build.toplevel", world.path().display());
+    run("nix", &["build", "--no-link", "--accept-flake-config", &control]);
+    assert!(owned.exists(), "the hook is one that runs");
 }

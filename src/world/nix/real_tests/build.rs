@@ -1,7 +1,7 @@
 use super::world::{evaluate, flake, host, never, resolve, seconds};
 use super::*;
 
-fn request(evaluated: &Evaluated, name: &str) -> Build {
+pub(super) fn request(evaluated: &Evaluated, name: &str) -> Build {
     Build {
         drv: evaluated.drv.clone(),
         out: evaluated.out.clone(),
@@ -11,7 +11,7 @@ fn request(evaluated: &Evaluated, name: &str) -> Build {
     }
 }
 
-async fn build(nix: &Nix, request: Build) -> Result<StorePath, BuildError> {
+pub(super) async fn build(nix: &Nix, request: Build) -> Result<StorePath, BuildError> {
     nix.build(request, &watch::channel(BuildProgress::default()).0, &never()).await
 }
 

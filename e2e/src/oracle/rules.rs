@@ -245,6 +245,8 @@ mod tests {
 
     #[test]
     fn each_rule_is_seen_to_be_broken() {
+        let mut elsewhere = changed("/status/system/current", json!("/nix/store/b"));
+        elsewhere["status"]["system"]["bootDefault"] = json!("/nix/store/c");
         let cases = [
             (object(&[]), "Ready is missing"),
             (object(&[condition("Ready", "True"), condition("Reconciling", "False")]), "must be absent"),
@@ -264,6 +266,7 @@ mod tests {
             (changed("/status/system/bootDefault", json!("/nix/store/b")), "boot default"),
             (changed("/status/flake/attempted/rev", json!("ffff")), "was attempted"),
             (changed("/status/revision", json!("main@0000000")), "is not of the applied"),
+            (elsewhere, "nor the boot default is the landed one"),
         ];
         for (object, expected) in cases {
             let found = violations(None, &object);

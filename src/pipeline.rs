@@ -118,16 +118,6 @@ pub struct Pass<'p, R> {
 
 /// Brings the host to what is wanted, as far as it can be brought now.
 pub async fn converge<R: Reporter>(pass: &mut Pass<'_, R>) -> Result<Verdict, Stop> {
-    let result = stages(pass).await;
-    match &result {
-        Ok(_) => pass.findings.records.settled(),
-        Err(Stop::Failed(failure)) => pass.findings.records.stopped(failure),
-        Err(Stop::Cancelled) => {}
-    }
-    result
-}
-
-async fn stages<R: Reporter>(pass: &mut Pass<'_, R>) -> Result<Verdict, Stop> {
     // Looking changes nothing, and a host that says nothing would hold up a suspend.
     let Some(found) = pass.cancel.run_until_cancelled(Box::pin(look(pass))).await else { return Err(Stop::Cancelled) };
     let (observed, locked) = found?;

@@ -20,27 +20,22 @@ pub(super) enum Next {
     Wait,
 }
 
-/// The record of what went wrong outside of all stages.
-const PASS: &str = "Pass";
-
 /// How a pass ended; `Err` if it was cut off by a change, which is what `cancelled` says.
 pub(super) fn state(result: Result<Verdict, Stop>, cancelled: bool, object: &NixOSHost, findings: &mut Findings) -> Result<State, ()> {
     let failure = match result {
         Err(Stop::Cancelled) if cancelled => return Err(()),
         Err(Stop::Cancelled) => {
             // Nobody told this pass to end: what it waited for has panicked.
-            let failure = Failure::new(Reason::InternalError, "work that several hosts wait for broke off; the controller's log says why");
-            findings.records.failed(PASS, String::new(), &failure);
-            return Ok(failed(failure, object, findings));
+            Failure::new(Reason::InternalError, "work that several hosts wait for broke off; the controller's log says why")
         }
-        Err(Stop::Failed(failure)) => Err(failure),
-        Ok(verdict) => Ok(verdict),
+        Err(Stop::Failed(failure)) => failure,
+        Ok(verdict) => {
+            findings.records.settled();
+            return Ok(State::Settled(verdict));
+        }
     };
-    findings.records.forget(PASS);
-    Ok(match failure {
-        Ok(verdict) => State::Settled(verdict),
-        Err(failure) => failed(failure, object, findings),
-    })
+    findings.records.stopped(&failure);
+    Ok(failed(failure, object, findings))
 }
 
 /// A failure, with what happens next in words. The delay is without its jitter, and no clock value: the same failure is the same status.
@@ -68,7 +63,10 @@ pub(super) fn next(object: &NixOSHost, state: &Result<State, ()>, findings: &Fin
     match state {
         Err(()) => Next::Now,
         Ok(State::Suspended | State::Braked(_)) => Next::Wait,
-        Ok(State::Failed(failure, _)) if failure.reason.class() != Class::Rejected => Next::After(jitter(backoff(object, findings))),
+        // Whether a host is back is looked at also while what it shall run is held.
+        Ok(State::Failed(failure, _)) if failure.reason.class() != Class::Rejected || matches!(findings.host, Some(Err(_))) => {
+            Next::After(jitter(backoff(object, findings)))
+        }
         Ok(
             State::Settled(Verdict::UpToDate(_) | Verdict::RebootPending | Verdict::DryRun(_) | Verdict::Drift)
             | State::Failed(..)
@@ -111,6 +109,24 @@ mod tests {
                 assert_eq!(after(&host, &Ok(state), &findings), Next::After(delay));
             }
         }
+    }
+
+    #[test]
+    fn a_host_that_cannot_be_reached_is_looked_at_while_its_system_is_held() {
+        let (host, mut findings) = (host("10m"), Findings::default());
+        let (gone, broken) = (Failure::new(Reason::Unreachable, "no answer"), Failure::new(Reason::BuildFailed, "no such file"));
+        findings.records.failed("Build", "k".into(), &broken);
+        let mut pass = |looked: Option<&Failure>| {
+            findings.records.forget(crate::stage::OBSERVE);
+            findings.host = looked.map(|failure| Err(failure.clone()));
+            if let Some(failure) = looked {
+                findings.records.failed(crate::stage::OBSERVE, String::new(), failure);
+            }
+            let state = state(Err(Stop::Failed(broken.clone())), false, &host, &mut findings);
+            after(&host, &state, &findings)
+        };
+        assert_eq!(pass(Some(&gone)), Next::After(Duration::from_secs(5)));
+        assert_eq!(pass(None), Next::After(Duration::from_secs(600)));
     }
 
     #[test]

@@ -299,7 +299,20 @@ mod tests {
         let landing = host.landing.unwrap();
         assert_eq!((landing.state, landing.active, landing.exit), (LandingState::Reverted, false, Some(2)));
         assert_eq!((landing.code.as_str(), landing.why.as_str()), ("activation-failed", "exited with 2"));
-        assert!(landing.state.is_final());
+        assert!(landing.state.is_final() && landing.left.is_none());
+    }
+
+    #[test]
+    fn a_landing_says_how_long_it_waits() {
+        let landing = |left: &str| {
+            let host = HostStatus::parse(&text(&format!("landing=active\nlanding_left={left}\nlanding_id=a\nlanding_state=activated\n")));
+            host.unwrap().landing.unwrap()
+        };
+        assert_eq!((landing("37").left, landing("37").state.to_string()), (Some(Duration::from_secs(37)), "activated".to_owned()));
+        assert_eq!([landing("").left, landing("-3").left, landing("soon").left], [None; 3]);
+        for state in LandingState::ALL {
+            assert_eq!(LandingState::parse(state.as_str()), Some(state));
+        }
     }
 
     #[test]

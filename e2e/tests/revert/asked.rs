@@ -161,3 +161,30 @@ async fn a_plain_user_with_sudo_lands_commits_and_reverts() {
     let status = machine.host.exec(&["runuser", "-u", "deploy", "--", "/usr/bin/landing", "status"]);
     assert!(status.stdout.contains("landing_state=committed"), "status needs no sudo: {}{}", status.stdout, status.stderr);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_landing_says_how_long_it_waits_and_only_while_it_does() {
+    let machine = Machine::start().await;
+    let new = machine.receive("plain");
+    let left = |answer: &str| answer.lines().find_map(|line| line.strip_prefix("landing_left=")).map(|left| left.parse::<u64>().unwrap());
+    assert_eq!(left(&machine.ask(&["status"]).stdout), None);
+    let activated = left(&machine.land("a", &new, 60, 90).stdout);
+    assert!(activated.is_some_and(|left| (60..=90).contains(&left)), "{activated:?}");
+    let before = left(&machine.ask(&["status"]).stdout).unwrap();
+    until_true("time to pass on the host", Duration::from_secs(30), || left(&machine.ask(&["status"]).stdout).unwrap() < before).await;
+    let reverted = machine.ask(&["revert", "a", "1"]);
+    assert!(reverted.stdout.contains("landing_state=reverted"), "{reverted:?}");
+    assert_eq!(left(&reverted.stdout), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_that_fails_says_so() {
+    let machine = Machine::start().await;
+    let new = machine.receive("plain");
+    let fine = machine.ask(&["dry", &new]);
+    assert!(fine.status.success() && fine.stdout.contains("would start the following units: web.service"), "{fine:?}");
+    machine.host.shell("mkdir -p /root/bad/bin; printf '#!/bin/sh\\necho first\\necho no bus >&2\\nexit 3\\n' >/root/bad/bin/switch-to-configuration; chmod 755 /root/bad/bin/*");
+    let bad = machine.ask(&["dry", "/root/bad"]);
+    assert!(!bad.status.success(), "{bad:?}");
+    assert_eq!(bad.stdout, "landing: refused: failed: switch-to-configuration dry-activate exited with 3: no bus\n");
+}

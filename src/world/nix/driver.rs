@@ -266,7 +266,7 @@ impl Driver {
             return None;
         }
         let mut confinement = Arc::unwrap_or_clone(self.build_confinement(place)?);
-        confinement.write.push(place.cache.clone());
+        confinement.write.push(place.cache.to_path_buf());
         Some(Arc::new(confinement))
     }
 

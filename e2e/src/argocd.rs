@@ -18,6 +18,38 @@ use crate::{
 
 const NAMESPACE: &str = "argocd";
 
+/// Its settings: ours, with `grace` in the health script, and as little else as it starts with.
+fn configure(kubectl: &Kubectl, grace: u32) {
+    let customizations = customizations();
+    let quick = customizations.replace("local grace = 600", &format!("local grace = {grace}"));
+    assert_ne!(customizations, quick, "the health script has its grace time in one place");
+    kubectl.apply(&config_map(&quick));
+    let labels = json!({ "app.kubernetes.io/part-of": "argocd" });
+    for name in ["argocd-cmd-params-cm", "argocd-rbac-cm", "argocd-ssh-known-hosts-cm", "argocd-tls-certs-cm"] {
+        let metadata = json!({ "name": name, "labels": labels });
+        kubectl.apply(&json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {} }).to_string());
+    }
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "argocd-secret", "labels": labels },
+        "stringData": { "server.secretkey": "e2e", "admin.password": "", "admin.passwordMtime": "2026-01-01T00:00:00Z" },
+    });
+    kubectl.apply(&secret.to_string());
+}
+
+/// The project that Applications are in, once its CRD is served.
+async fn default_project(kubectl: &Kubectl) {
+    let anything = json!([{ "group": "*", "kind": "*" }]);
+    let project = json!({
+        "apiVersion": "argoproj.io/v1alpha1", "kind": "AppProject", "metadata": { "name": "default" },
+        "spec": { "sourceRepos": ["*"], "destinations": [{ "namespace": "*", "server": "*" }], "clusterResourceWhitelist": anything },
+    });
+    until("the CRDs of Argo CD to be served", Duration::from_secs(30), || async {
+        let output = kubectl.attempt_apply(&project.to_string());
+        if output.status.success() { Ok(()) } else { Err(output.stderr) }
+    })
+    .await;
+}
+
 /// An Argo CD, and the Git repository that its Applications come from. All of it ends when this is dropped.
 pub struct ArgoCd {
     directory: PathBuf,
@@ -37,35 +69,8 @@ impl ArgoCd {
         for crd in ["application-crd.yaml", "appproject-crd.yaml"] {
             kubectl.run(&["apply", "--server-side", "-f", &cache().join("argocd").join(crd).to_string_lossy()]);
         }
-        let customizations = customizations();
-        let quick = customizations.replace("local grace = 600", &format!("local grace = {grace}"));
-        assert_ne!(customizations, quick, "the health script has its grace time in one place");
-        kubectl.apply(&config_map(&quick));
-        for (name, data) in [
-            ("argocd-cmd-params-cm", json!({})),
-            ("argocd-rbac-cm", json!({})),
-            ("argocd-ssh-known-hosts-cm", json!({})),
-            ("argocd-tls-certs-cm", json!({})),
-        ] {
-            let metadata = json!({ "name": name, "labels": { "app.kubernetes.io/part-of": "argocd" } });
-            kubectl.apply(&json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data }).to_string());
-        }
-        let secret = json!({
-            "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "argocd-secret", "labels": { "app.kubernetes.io/part-of": "argocd" } },
-            "stringData": { "server.secretkey": "e2e", "admin.password": "", "admin.passwordMtime": "2026-01-01T00:00:00Z" },
-        });
-        kubectl.apply(&secret.to_string());
-        let anything = json!([{ "group": "*", "kind": "*" }]);
-        until("the CRDs of Argo CD to be served", Duration::from_secs(30), || async {
-            let project = json!({
-                "apiVersion": "argoproj.io/v1alpha1", "kind": "AppProject", "metadata": { "name": "default" },
-                "spec": { "sourceRepos": ["*"], "destinations": [{ "namespace": "*", "server": "*" }], "clusterResourceWhitelist": anything },
-            });
-            let output = kubectl.attempt_apply(&project.to_string());
-            if output.status.success() { Ok(()) } else { Err(output.stderr) }
-        })
-        .await;
-
+        configure(&kubectl, grace);
+        default_project(&kubectl).await;
         let mut argocd = Self { directory, server, git, kubectl, daemons: Vec::new() };
         std::fs::create_dir_all(argocd.directory.join("git")).expect("a fresh directory can be written");
         argocd.daemon("redis-server", plane, &["--port", &redis.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);

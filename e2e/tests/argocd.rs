@@ -4,7 +4,7 @@
 
 use std::{path::Path, time::Duration};
 
-use nixos_host_e2e::argocd::{ArgoCd, overrides};
+use nixos_host_e2e::argocd::{Application, ArgoCd, overrides};
 use nixos_host_e2e::flake::fleet::activation;
 use nixos_host_e2e::scenario::{condition, merge, name};
 use nixos_host_e2e::world::write;
@@ -44,21 +44,38 @@ async fn a_host_lives_under_argo_cd() {
     let first = scenario.repository.head();
     let application = argocd.application("life", &scenario.namespace, &json!({ "prune": true }), &json!({}));
 
-    // A commit is synced, and the host comes up; the spec changes, and it is not Healthy before it runs that
-    let rev = application.commit(|work| put(work, &pinned(&scenario, 0, &first, &json!({}))));
+    comes_up(&scenario, &application, &first).await;
+    fails_and_is_tried_again(&mut scenario, &application).await;
+    let (second, git) = lands_the_next(&mut scenario, &application).await;
+    obeys_a_person(&scenario, &application, &first).await;
+    // With self-heal Git wins again
+    application.patch(&json!({ "syncPolicy": { "automated": { "selfHeal": true } } }));
+    scenario.landed(0, &second, SOON).await;
+    application.synced(&git, SOON).await;
+    is_told_from_one_that_does_not_answer(&scenario, &application, &second).await;
+    is_pruned_and_stays_as_it_is(&scenario, &application).await;
+    drop(argocd);
+    scenario.finish().await;
+}
+
+/// A commit is synced, and the host comes up; the spec changes, and it is not Healthy before it runs that.
+async fn comes_up(scenario: &Scenario, application: &Application<'_>, first: &str) {
+    let rev = application.commit(|work| put(work, &pinned(scenario, 0, first, &json!({}))));
     application.synced(&rev, SOON).await;
     application.health("web-1", "Progressing", "", SOON).await;
-    dump(&scenario, "testdata/progressing.yaml");
+    dump(scenario, "testdata/progressing.yaml");
     application.health("web-1", "Healthy", &first[..7], SOON).await;
-    dump(&scenario, "testdata/healthy.yaml");
+    dump(scenario, "testdata/healthy.yaml");
+}
 
-    // One that fails is Degraded in our words, and is tried again when asked
+/// One that fails is Degraded in our words, and is tried again when asked.
+async fn fails_and_is_tried_again(scenario: &mut Scenario, application: &Application<'_>) {
     let bad = scenario.repository.commit(|fleet| {
         fleet.host("web-1").snippet("broken", activation::FAIL);
     });
-    application.commit(|work| put(work, &pinned(&scenario, 0, &bad, &json!({}))));
+    application.commit(|work| put(work, &pinned(scenario, 0, &bad, &json!({}))));
     application.health("web-1", "Degraded", "this snippet fails on purpose", SOON).await;
-    dump(&scenario, "testdata/degraded.yaml");
+    dump(scenario, "testdata/degraded.yaml");
     let failed = scenario.get(0)["status"]["history"].as_array().unwrap().len();
     act(&application, "retry");
     until("another try", SOON, || async {
@@ -66,17 +83,22 @@ async fn a_host_lives_under_argo_cd() {
         if history.as_array().unwrap().len() > failed { Ok(()) } else { Err(history.to_string()) }
     })
     .await;
+}
 
-    // The next one lands
+/// The next one lands; its revision, and that of the manifest.
+async fn lands_the_next(scenario: &mut Scenario, application: &Application<'_>) -> (String, String) {
     let second = scenario.repository.commit(|fleet| {
         fleet.host("web-1").activation = None;
         fleet.host("web-1").rev = Some(2);
     });
-    let git = application.commit(|work| put(work, &pinned(&scenario, 0, &second, &json!({}))));
+    let git = application.commit(|work| put(work, &pinned(scenario, 0, &second, &json!({}))));
     application.health("web-1", "Healthy", &second[..7], SOON).await;
-    dump(&scenario, "actions/testdata/landed.yaml");
+    dump(scenario, "actions/testdata/landed.yaml");
+    (second, git)
+}
 
-    // What a person does
+/// What a person does; in the end the host runs the first revision again.
+async fn obeys_a_person(scenario: &Scenario, application: &Application<'_>, first: &str) {
     act(&application, "reconcile");
     until("the request to be handled", SOON, || async {
         let handled = scenario.get(0)["status"]["lastHandledReconcileAt"].as_str().unwrap_or_default().to_owned();
@@ -86,31 +108,30 @@ async fn a_host_lives_under_argo_cd() {
     act(&application, "suspend");
     application.health("web-1", "Suspended", "", SOON).await;
     scenario.condition(0, "Ready", "False", Some("Suspended"), SOON).await;
-    dump(&scenario, "testdata/suspended.yaml");
+    dump(scenario, "testdata/suspended.yaml");
     act(&application, "resume");
     application.health("web-1", "Healthy", "", SOON).await;
     act(&application, "rollback");
-    scenario.landed(0, &first, SOON).await;
+    scenario.landed(0, first, SOON).await;
     application.health("web-1", "Healthy", &first[..7], SOON).await;
-    dump(&scenario, "actions/testdata/rolled-back.yaml");
+    dump(scenario, "actions/testdata/rolled-back.yaml");
+}
 
-    // With self-heal Git wins again
-    application.patch(&json!({ "syncPolicy": { "automated": { "selfHeal": true } } }));
-    scenario.landed(0, &second, SOON).await;
-    application.synced(&git, SOON).await;
-
-    // Nobody answers: still Progressing, then Degraded; and back
+/// Nobody answers: still Progressing, then Degraded; and back.
+async fn is_told_from_one_that_does_not_answer(scenario: &Scenario, application: &Application<'_>, second: &str) {
     application.health("web-1", "Healthy", &second[..7], SOON).await;
     scenario.hosts[0].blackhole();
     scenario.request(0);
     application.health("web-1", "Progressing", "", SOON).await;
     application.health("web-1", "Degraded", "nothing known since", SOON).await;
     scenario.condition(0, "Reachable", "False", None, SOON).await;
-    dump(&scenario, "testdata/unreachable.yaml");
+    dump(scenario, "testdata/unreachable.yaml");
     scenario.hosts[0].unblackhole();
     application.health("web-1", "Healthy", &second[..7], SOON).await;
+}
 
-    // What is gone from Git is pruned, and the machine stays as it is
+/// What is gone from Git is pruned.
+async fn is_pruned_and_stays_as_it_is(scenario: &Scenario, application: &Application<'_>) {
     let system = scenario.hosts[0].current_system();
     application.commit(|work| {
         std::fs::remove_file(work.join("web-1.json")).unwrap();
@@ -123,12 +144,10 @@ async fn a_host_lives_under_argo_cd() {
     })
     .await;
     assert_eq!(scenario.hosts[0].current_system(), system);
-    drop(argocd);
-    scenario.finish().await;
 }
 
 /// Runs an action on web-1 through Argo CD's API.
-fn act(application: &nixos_host_e2e::argocd::Application<'_>, action: &str) {
+fn act(application: &Application<'_>, action: &str) {
     let output = application.action(action, "web-1");
     assert!(output.status.success(), "{action}: {}{}", output.stdout, output.stderr);
 }

@@ -115,13 +115,17 @@ async fn a_release_is_installed_upgraded_and_uninstalled_and_resources_stay() {
     assert_eq!(hosts(), before);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_policies_refuse_strange_machines_flakes_keys_and_hands_on_the_brake() {
+/// A control plane with the admission policies of tests/values/fenced.yaml.
+async fn fenced() -> Arc<ControlPlane> {
     let plane = plane().await;
     install_crds(&plane).await;
-    let kubectl = plane.kubectl("infra");
-    let values = chart::directory().join("tests/values/fenced.yaml");
-    kubectl.apply(&template(&values).stdout);
+    plane.kubectl("infra").apply(&template(&chart::directory().join("tests/values/fenced.yaml")).stdout);
+    plane
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_policies_refuse_strange_machines_flakes_and_keys() {
+    let plane = fenced().await;
     let host = |namespace: &str, change: Value| {
         let mut host = json!({
             "apiVersion": "nixoshost.dev/v1alpha1", "kind": "NixOSHost", "metadata": { "name": "web-1", "namespace": namespace },
@@ -163,6 +167,12 @@ async fn the_policies_refuse_strange_machines_flakes_keys_and_hands_on_the_brake
         json!({ "connection": { "hostKeys": null, "hostKeyPolicy": "TrustOnFirstUse" } }),
         "TrustOnFirstUse is not allowed here",
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_policies_refuse_strange_hands_on_the_brake() {
+    let plane = fenced().await;
+    let kubectl = plane.kubectl("infra");
     let brake = |name: &str, user: &[&str]| {
         let mut arguments = vec!["create", "configmap", name, "--from-literal=stopped=true", "--dry-run=server"];
         arguments.extend(user);

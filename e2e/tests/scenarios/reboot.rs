@@ -1,14 +1,20 @@
 //! Landing by reboot: once into the new system, which stays only if it has proved itself after the boot.
 
 use nixos_host_e2e::flake::fleet::{BootLoader, Kernel, Loader, units};
+use nixos_host_e2e::scenario::merge;
 use nixos_host_e2e::wait::until_true;
-use nixos_host_e2e::{Knobs, Scenario, until};
+use nixos_host_e2e::{Knobs, Scenario};
 use serde_json::{Value, json};
 
 use crate::{SOON, message};
 
 fn reboots() -> Value {
     json!({"spec": {"interval": "5s", "activation": {"reboot": "IfRequired", "rebootWithin": "30s", "commitWithin": "40s", "settle": "1s"}}})
+}
+
+fn merged(mut manifest: Value, patch: Value) -> Value {
+    merge(&mut manifest, &patch);
+    manifest
 }
 
 /// A host that boots by systemd-boot and has landed once; its system.
@@ -81,15 +87,17 @@ async fn a_kernel_that_does_not_come_up_is_told_and_the_next_power_cycle_boots_t
     assert!(message(&object, "Ready").contains(&old), "it says what came back: {}", message(&object, "Ready"));
     let host = &scenario.hosts[0];
     assert_eq!((host.current_system(), host.boot_default()), (old.clone(), old));
+    // A person asks for one more try, and gets one
     let boots = host.boots();
     scenario.request(0);
-    until("another look at the host", SOON, || async {
-        let object = scenario.get(0);
-        let token = &object["metadata"]["annotations"]["reconcile.fluxcd.io/requestedAt"];
-        (&object["status"]["lastHandledReconcileAt"] == token).then_some(()).ok_or_else(|| format!("waiting for {token}"))
-    })
-    .await;
-    assert!(host.boots() <= boots + 1, "a person asked for one more try, and gets one");
+    scenario.condition(0, "Ready", "False", Some("RebootHostNotBack"), SOON).await;
+    host.power_cut();
+    host.power_on();
+    scenario.condition(0, "Ready", "False", Some("RebootFailed"), SOON).await;
+    let passes = || scenario.controller().metric("nixos_host_passes_total", &[]);
+    let before = passes();
+    until_true("two more passes", SOON, || passes() >= before + 2.0).await;
+    assert_eq!(host.boots(), boots + 2, "into the new kernel and back: it is held again");
     scenario.finish().await;
 }
 
@@ -106,6 +114,26 @@ async fn a_system_that_is_sick_after_the_boot_is_left_by_another_boot_and_held()
     assert_eq!(systems(&scenario), [&old, &old, &old, &old].map(Clone::clone));
     tokio::time::sleep(std::time::Duration::from_secs(12)).await;
     assert_eq!(scenario.hosts[0].boots(), 3, "what was rejected is not booted again over two intervals");
+    scenario.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_checks_are_asked_after_the_boot_and_one_that_fails_means_another_boot() {
+    let (mut scenario, old) = landed().await;
+    // Passes before the boot, and where the old kernel runs
+    let fails = json!([{"name": "kernel", "retries": 0, "command": ["sh", "-c", "test $(readlink /run/booted-system) = $0", old]}]);
+    scenario.apply(0, &merged(reboots(), json!({"spec": {"healthChecks": fails}})));
+    let (rev, new) = another_kernel(&mut scenario, |_| ());
+    let object = scenario.condition(0, "Ready", "False", Some("HealthCheckFailed"), SOON).await;
+    assert!(message(&object, "Ready").contains("health check \"kernel\" failed"), "{}", message(&object, "Ready"));
+    boots(&scenario, 3).await;
+    scenario.hosts[0].up().await;
+    assert_eq!(systems(&scenario), [&old, &old, &old, &old].map(Clone::clone));
+    let passes = json!([{"name": "kernel", "retries": 0, "command": ["sh", "-c", "test $(readlink /run/booted-system) = $0", new]}]);
+    scenario.apply(0, &merged(reboots(), json!({"spec": {"healthChecks": passes}})));
+    scenario.landed(0, &rev, SOON).await;
+    assert_eq!(systems(&scenario), [&new, &new, &new, &new].map(Clone::clone));
+    assert_eq!(scenario.hosts[0].boots(), 4, "and one that passes lands with one boot");
     scenario.finish().await;
 }
 

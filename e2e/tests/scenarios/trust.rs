@@ -1,5 +1,6 @@
 //! Whom a host follows: branches that were moved back, commits that nobody or somebody else signed, and flakes that want more than they may have.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nixos_host_e2e::controller::Options;
@@ -72,54 +73,59 @@ async fn a_branch_that_was_moved_back_is_refused_until_that_is_allowed_and_a_rev
     scenario.finish().await;
 }
 
+/// An OpenPGP key of Bob's, in a keyring of its own.
+struct Gpg {
+    home: PathBuf,
+}
+
+impl Gpg {
+    fn generate(directory: &Path) -> Self {
+        let gpg = Self { home: directory.join("gnupg") };
+        gpg.run(
+            "mkdir -m 700 $GNUPGHOME; gpg --batch --quiet --passphrase '' --quick-generate-key 'Bob <bob@example.test>' ed25519 sign never",
+        );
+        gpg
+    }
+
+    fn run(&self, script: &str) -> String {
+        let output = Command::new("sh").args(["-euc", script]).env("GNUPGHOME", &self.home).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// A program for Git that signs with it.
+    fn program(&self) -> String {
+        let wrapper = self.home.join("sign");
+        self.run(&format!("printf '#!/bin/sh\\nGNUPGHOME=%s exec gpg \"$@\"\\n' $GNUPGHOME > {0}; chmod +x {0}", wrapper.display()));
+        wrapper.display().to_string()
+    }
+}
+
+impl Drop for Gpg {
+    fn drop(&mut self) {
+        // Its agent would outlive the test
+        let _ = Command::new("gpgconf").args(["--kill", "all"]).env("GNUPGHOME", &self.home).status();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn only_a_commit_signed_by_an_allowed_key_lands() {
     let mut scenario = Scenario::builder().hosts(2).start().await;
     let directory = scenario.key.file.parent().unwrap().to_owned();
-    let (alice, mallory) = (KeyPair::generate(directory.join("alice")), KeyPair::generate(directory.join("mallory")));
-    let home = directory.join("gnupg");
-    let gpg = |script: &str| {
-        let output = Command::new("sh").args(["-euc", script]).env("GNUPGHOME", &home).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    };
-    gpg("mkdir -m 700 $GNUPGHOME; gpg --batch --quiet --passphrase '' --quick-generate-key 'Bob <bob@example.test>' ed25519 sign never");
-    scenario.kubectl.secret("signers", "Opaque", &[("bob.asc", &gpg("gpg --armor --export"))]);
-    scenario.kubectl.secret("not-signers", "Opaque", &[("bob.asc", "garbage")]);
+    let (alice, mallory, bob) =
+        (KeyPair::generate(directory.join("alice")), KeyPair::generate(directory.join("mallory")), Gpg::generate(&directory));
+    scenario.kubectl.secret("signers", "Opaque", &[("bob.asc", &bob.run("gpg --armor --export"))]);
     let git = |scenario: &Scenario, settings: &[(&str, &str)]| {
         for (name, value) in settings {
             scenario.repository.git(&["config", name, value]);
         }
     };
-    let by_ssh = json!({"sshKeys": [alice.public]});
-    scenario.apply(0, &flake(json!({"verify": by_ssh})));
+    scenario.apply(0, &flake(json!({"verify": {"sshKeys": [alice.public]}})));
     scenario.apply(1, &flake(json!({"verify": {"gpgKeysRef": {"name": "signers"}}})));
-    let cases = [
-        case(
-            "no-secret",
-            "SecretNotFound",
-            &["spec.flake.verify.gpgKeysRef", "\"absent\""],
-            flake(json!({"verify": {"gpgKeysRef": {"name": "absent"}}})),
-        ),
-        case(
-            "bad-secret",
-            "SecretInvalid",
-            &["spec.flake.verify.gpgKeysRef", "\"bob.asc\""],
-            flake(json!({"verify": {"gpgKeysRef": {"name": "not-signers"}}})),
-        ),
-        case(
-            "bad-key",
-            "InvalidSpec",
-            &["spec.flake.verify.sshKeys", "damaged"],
-            flake(json!({"verify": {"sshKeys": ["ssh-ed25519 AAAA"]}})),
-        ),
-    ];
-    apply_all(&scenario, &cases);
     let unsigned = scenario.repository.head();
     let text = refused(&scenario, 0, "SignatureRefused", &unsigned).await;
     assert!(text.contains("is not signed"), "{text}");
     refused(&scenario, 1, "SignatureRefused", &unsigned).await;
-    each_says_so(&scenario, &cases).await;
     git(&scenario, &[("commit.gpgSign", "true"), ("gpg.format", "ssh"), ("user.signingKey", &mallory.file.to_string_lossy())]);
     let mallorys = scenario.repository.commit(|fleet| fleet.host("web-1").rev = Some(2));
     let text = refused(&scenario, 0, "SignatureRefused", &mallorys).await;
@@ -130,13 +136,26 @@ async fn only_a_commit_signed_by_an_allowed_key_lands() {
     let alices = scenario.repository.commit(|fleet| fleet.host("web-1").rev = Some(3));
     scenario.landed(0, &alices, SOON).await;
     refused(&scenario, 1, "SignatureRefused", &alices).await;
-    let wrapper = directory.join("gpg");
-    gpg(&format!("printf '#!/bin/sh\\nGNUPGHOME=%s exec gpg \"$@\"\\n' $GNUPGHOME > {0}; chmod +x {0}", wrapper.display()));
-    git(&scenario, &[("gpg.format", "openpgp"), ("gpg.program", &wrapper.to_string_lossy()), ("user.signingKey", "bob@example.test")]);
+    git(&scenario, &[("gpg.format", "openpgp"), ("gpg.program", &bob.program()), ("user.signingKey", "bob@example.test")]);
     let bobs = scenario.repository.commit(|fleet| fleet.host("web-2").rev = Some(4));
     scenario.landed(1, &bobs, SOON).await;
     refused(&scenario, 0, "SignatureRefused", &bobs).await;
-    gpg("gpgconf --kill all");
+    scenario.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signers_that_cannot_be_used_are_named() {
+    let scenario = Scenario::builder().start().await;
+    scenario.kubectl.secret("not-signers", "Opaque", &[("bob.asc", "garbage")]);
+    let by_secret = |name: &str| flake(json!({"verify": {"gpgKeysRef": {"name": name}}}));
+    let damaged = flake(json!({"verify": {"sshKeys": ["ssh-ed25519 AAAA"]}}));
+    let cases = [
+        case("no-secret", "SecretNotFound", &["spec.flake.verify.gpgKeysRef", "\"absent\""], by_secret("absent")),
+        case("bad-secret", "SecretInvalid", &["spec.flake.verify.gpgKeysRef", "\"bob.asc\""], by_secret("not-signers")),
+        case("bad-key", "InvalidSpec", &["spec.flake.verify.sshKeys", "damaged"], damaged),
+    ];
+    apply_all(&scenario, &cases);
+    each_says_so(&scenario, &cases).await;
     scenario.finish().await;
 }
 

@@ -1,5 +1,6 @@
 //! One pass for one resource: what Kubernetes says in, one status out.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
@@ -36,9 +37,18 @@ pub(super) async fn run(
     }
     let Newest::Decoded(object) = newest else { return Ok(Next::Wait) };
     *stored = std::mem::take(stored).newest(object);
-    if stored.is_ahead_of(object) {
-        *stored = Stored::of(in_time(api.get(&object.name_any())).await?);
-    }
+    let asked;
+    let object = if stored.is_ahead_of(object) {
+        // What is wanted now is newer too: an old wish would land what somebody has taken back.
+        asked = Arc::new(in_time(api.get(&object.name_any())).await?);
+        *stored = Stored::of(&asked);
+        if asked.metadata.deletion_timestamp.is_some() {
+            return end(controller, &api, &asked.metadata).await;
+        }
+        &asked
+    } else {
+        object
+    };
     if !object.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
         let added = finalizer::add(&api, object).await?;
         *stored = std::mem::take(stored).newest(&added);

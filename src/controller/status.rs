@@ -67,8 +67,8 @@ impl Stored {
     }
 
     /// What is stored, as the API server says now.
-    pub(super) fn of(object: NixOSHost) -> Self {
-        Self::at(version(&object), object.status)
+    pub(super) fn of(object: &NixOSHost) -> Self {
+        Self::at(version(object), object.status.clone())
     }
 
     fn at(version: u64, status: Option<NixOSHostStatus>) -> Self {

@@ -11,6 +11,7 @@ mod access;
 mod admit;
 mod agent;
 mod batch;
+mod blame;
 mod build;
 mod counters;
 mod credentials;

@@ -4,11 +4,14 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, join_all};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::access::Access;
-use super::build::{about, unknown};
+use super::blame::{Cause, causes, timed_out, told};
+use super::build::unknown;
 use super::driver::{Driver, NETWORK};
 use super::error::BuildError;
 use super::message::git_says;
@@ -60,18 +63,27 @@ pub(super) async fn realise(driver: &Driver, mut orders: Vec<Order>) {
     let (watcher, cancel) = (Mutex::new(Watcher::default()), CancellationToken::new());
     let began = driver.config.clock.now();
     let counted = driver.tally.builds.begin();
-    let mut failed = 0;
+    let (mut causes, mut heard) = (Vec::new(), 0);
     let finished = {
         let run = driver.processes.run(command, |line| lock(&watcher).line(line, driver.config.clock.now()), &cancel);
         let mut run = std::pin::pin!(run);
+        // Beside the process: who does not read what it prints stops it, and its clock.
+        let mut asking = None;
         loop {
             tokio::select! {
                 finished = &mut run => break finished,
-                () = tokio::time::sleep(TICK) => tick(driver, &mut orders, &watcher, began).await,
+                () = tokio::time::sleep(TICK) => {
+                    tick(driver, &mut orders, &watcher, began);
+                    asking = asking.or_else(|| question(driver, &orders, &watcher, &mut heard));
+                }
+                answer = answered(&mut asking) => match answer {
+                    Answer::Built(valid) => answer_built(&mut orders, &valid, &watcher),
+                    Answer::Causes(new) => {
+                        answer_failed(&mut orders, &new, time);
+                        causes.extend(new);
+                    }
+                },
             }
-            let news: Vec<Failure> = lock(&watcher).failures().get(failed..).unwrap_or_default().to_vec();
-            failed += news.len();
-            answer_failed(driver, &mut orders, &news, time).await;
             if !orders.iter().any(Order::open) {
                 cancel.cancel();
             }
@@ -79,7 +91,44 @@ pub(super) async fn realise(driver: &Driver, mut orders: Vec<Order>) {
     };
     drop(counted);
     let watcher = watcher.into_inner().unwrap_or_else(PoisonError::into_inner);
-    settle(driver, &mut orders, &watcher, finished, time).await;
+    let left: Vec<CancellationToken> = orders.iter().map(|order| order.cancel.clone()).collect();
+    tokio::select! {
+        () = settle(driver, &mut orders, &watcher, finished, causes, time) => {}
+        _ = join_all(left.iter().map(CancellationToken::cancelled)) => {}
+    }
+}
+
+/// A question to the store, if something is to be asked: who failed, or else who is done. A single order is answered by the end of its process.
+fn question<'d>(driver: &'d Driver, orders: &[Order], watcher: &Mutex<Watcher>, heard: &mut usize) -> Option<BoxFuture<'d, Answer>> {
+    if orders.len() == 1 {
+        return None;
+    }
+    let mut watcher = lock(watcher);
+    let failures = watcher.failures().get(*heard..).unwrap_or_default().to_vec();
+    if !failures.is_empty() {
+        *heard += failures.len();
+        return Some(causes(driver, failures).map(Answer::Causes).boxed());
+    }
+    watcher.take_news().then(|| {
+        let outs: Vec<StorePath> = orders.iter().filter(|order| order.open()).map(|order| order.out.clone()).collect();
+        async move { Answer::Built(driver.valid(&outs).await.unwrap_or_default()) }.boxed()
+    })
+}
+
+/// What the store says.
+enum Answer {
+    /// These are there.
+    Built(HashSet<StorePath>),
+    /// These failed, and who needs them.
+    Causes(Vec<Cause>),
+}
+
+/// The answer to the question, and there is none any more; never without one.
+async fn answered(asking: &mut Option<BoxFuture<'_, Answer>>) -> Answer {
+    let Some(question) = asking else { return std::future::pending().await };
+    let answer = question.await;
+    *asking = None;
+    answer
 }
 
 fn arguments(driver: &Driver, time: Duration, orders: &[Order]) -> Vec<String> {
@@ -96,11 +145,11 @@ fn arguments(driver: &Driver, time: Duration, orders: &[Order]) -> Vec<String> {
     args.chain(orders.iter().map(|order| order.drv.as_str())).map(str::to_owned).collect()
 }
 
-/// Tells how far it is, answers those whose output has come, and those whose own time is up.
-async fn tick(driver: &Driver, orders: &mut [Order], watcher: &Mutex<Watcher>, began: Instant) {
-    let (progress, news, longest) = {
-        let mut watcher = lock(watcher);
-        (watcher.progress(), watcher.take_news(), watcher.longest())
+/// Tells how far it is, and answers those whose own time is up.
+fn tick(driver: &Driver, orders: &mut [Order], watcher: &Mutex<Watcher>, began: Instant) {
+    let (progress, longest) = {
+        let watcher = lock(watcher);
+        (watcher.progress(), watcher.longest())
     };
     let elapsed = driver.config.clock.now().saturating_duration_since(began);
     for order in orders.iter_mut().filter(|order| order.open()) {
@@ -115,16 +164,10 @@ async fn tick(driver: &Driver, orders: &mut [Order], watcher: &Mutex<Watcher>, b
             order.answer(Err(timed_out(order.timeout, longest.clone())));
         }
     }
-    // A single order is answered by the end of its process.
-    if news && orders.len() > 1 {
-        answer_built(driver, orders, watcher).await;
-    }
 }
 
 /// Answers those whose output the store has by now.
-async fn answer_built(driver: &Driver, orders: &mut [Order], watcher: &Mutex<Watcher>) {
-    let outs: Vec<StorePath> = orders.iter().filter(|order| order.open()).map(|order| order.out.clone()).collect();
-    let Ok(valid) = driver.valid(&outs).await else { return };
+fn answer_built(orders: &mut [Order], valid: &HashSet<StorePath>, watcher: &Mutex<Watcher>) {
     for order in orders.iter_mut().filter(|order| order.open() && valid.contains(&order.out)) {
         lock(watcher).built(order.drv.as_str());
         order.answer(Ok(order.out.clone()));
@@ -132,22 +175,23 @@ async fn answer_built(driver: &Driver, orders: &mut [Order], watcher: &Mutex<Wat
 }
 
 /// Answers those that need what failed just now: the others go on, and the slowest of them is not to be waited for.
-async fn answer_failed(driver: &Driver, orders: &mut [Order], failures: &[Failure], time: Duration) {
-    // A single order is answered by the end of its process.
-    if failures.is_empty() || orders.len() == 1 {
-        return;
-    }
+fn answer_failed(orders: &mut [Order], causes: &[Cause], time: Duration) {
     for order in orders.iter_mut().filter(|order| order.open()) {
-        let needed = requisites(driver, &order.drv).await;
-        let ours = |failure: &&Failure| failure.fault != Fault::Dependency && failure.drv.as_ref().is_some_and(|drv| needed.contains(drv));
-        if let Some(cause) = failures.iter().find(ours) {
-            order.answer(Err(told(cause, order, time)));
+        if let Some(cause) = causes.iter().find(|cause| cause.concerns(order)) {
+            order.answer(Err(told(&cause.failure, order, time)));
         }
     }
 }
 
 /// Answers all that are still open: by what the store has now, and what the log said.
-async fn settle(driver: &Driver, orders: &mut [Order], watcher: &Watcher, finished: Result<Finished, ExecError>, time: Duration) {
+async fn settle(
+    driver: &Driver,
+    orders: &mut [Order],
+    watcher: &Watcher,
+    finished: Result<Finished, ExecError>,
+    mut known: Vec<Cause>,
+    time: Duration,
+) {
     let finished = match finished {
         Ok(finished) => finished,
         Err(error) => return answer_all(orders, &BuildError::Process(Arc::new(error))),
@@ -158,72 +202,35 @@ async fn settle(driver: &Driver, orders: &mut [Order], watcher: &Watcher, finish
         Ok(valid) => valid,
         Err(error) => return answer_all(orders, &unknown(&error)),
     };
+    let own: Vec<Failure> = watcher.failures().iter().filter(|failure| failure.fault != Fault::Dependency).cloned().collect();
+    // Whose fault it is has to be asked only where there are several.
+    if own.len() > 1 {
+        let unknown = own.iter().filter(|failure| !known.iter().any(|cause| cause.failure == **failure)).cloned().collect();
+        known.extend(causes(driver, unknown).await);
+    }
     for order in orders.iter_mut().filter(|order| order.reply.is_some()) {
         let result = if valid.contains(&order.out) {
             Ok(order.out.clone())
         } else if !valid.contains(order.drv.as_store_path()) && !order.cancel.is_cancelled() {
             Err(BuildError::DerivationGone { drv: order.drv.to_string() })
         } else {
-            Err(failure(driver, order, watcher, &finished, time).await)
+            let cause = known.iter().find(|cause| cause.concerns(order)).map(|cause| &cause.failure).or_else(|| own.first());
+            Err(failure(order, cause, watcher, &finished, time))
         };
         order.answer(result);
     }
 }
 
-async fn failure(driver: &Driver, order: &Order, watcher: &Watcher, finished: &Finished, time: Duration) -> BuildError {
+fn failure(order: &Order, cause: Option<&Failure>, watcher: &Watcher, finished: &Finished, time: Duration) -> BuildError {
     match finished.ending {
         Ending::Cancelled => return BuildError::Cancelled,
         Ending::TimedOut => return timed_out(time, watcher.longest()),
         Ending::OutOfMemory => return BuildError::Other { message: "Nix ran out of memory".into() },
         Ending::Exited(_) | Ending::Killed(_) => (),
     }
-    let causes: Vec<&Failure> = watcher.failures().iter().filter(|failure| failure.fault != Fault::Dependency).collect();
-    let needed = if causes.len() > 1 { requisites(driver, &order.drv).await } else { HashSet::new() };
-    // With several failures, ours is the one that this derivation needs.
-    let ours = |failure: &&&Failure| failure.drv.as_ref().is_some_and(|drv| needed.contains(drv));
-    match causes.iter().find(ours).or_else(|| causes.first()) {
+    match cause {
         Some(cause) => told(cause, order, time),
         None => BuildError::Other { message: format!("nix-store --realise {}: {}", finished.ending, git_says(&finished.stderr)) },
-    }
-}
-
-/// What a failure in the log means to this order.
-fn told(cause: &Failure, order: &Order, time: Duration) -> BuildError {
-    let Failure { drv, fault, message, log } = cause.clone();
-    let full = |text: &String| text.contains("No space left on device");
-    if full(&message) || log.iter().any(full) {
-        return BuildError::OutOfDisk { message };
-    }
-    match fault {
-        Fault::Builder => BuildError::BuilderFailed { drv: about(drv.as_deref(), &order.drv), message: essence(&message), log },
-        Fault::TimedOut => timed_out(time, drv.map(|drv| (drv, log))),
-        Fault::HashMismatch => BuildError::HashMismatch { drv: about(drv.as_deref(), &order.drv), message },
-        Fault::Dependency | Fault::Other => BuildError::Other { message },
-    }
-}
-
-/// `builder failed with exit code 7`, without the store paths that 2.34 and 2.26 put around it.
-fn essence(message: &str) -> String {
-    let reason =
-        message.lines().find_map(|line| line.trim().strip_prefix("Reason: ")).map(|reason| reason.trim_end_matches('.').to_owned());
-    let failed =
-        || message.split_once("' failed with ").map(|(_, how)| format!("builder failed with {}", how.lines().next().unwrap_or(how)));
-    reason.or_else(failed).unwrap_or_else(|| message.to_owned())
-}
-
-fn timed_out(time: Duration, running: Option<(String, Vec<String>)>) -> BuildError {
-    let (drv, log) = running.map_or((None, Vec::new()), |(drv, log)| (Some(super::progress::name(&drv)), log));
-    BuildError::TimedOut { seconds: time.as_secs(), drv, log }
-}
-
-/// All that a derivation needs, itself too; nothing if the store does not say.
-async fn requisites(driver: &Driver, drv: &DrvPath) -> HashSet<String> {
-    let Ok(place) = driver.place(None) else { return HashSet::new() };
-    let command = driver.command(&driver.tools.nix_store, ["--query", "--requisites", drv.as_str()], &place, &Access::none());
-    let command = Command { time: driver.config.resolve_timeout, stdout_limit: 64 << 20, ..command };
-    match driver.processes.run(command, |_| (), &CancellationToken::new()).await {
-        Ok(finished) if finished.success() => String::from_utf8_lossy(&finished.stdout).lines().map(str::to_owned).collect(),
-        _ => HashSet::new(),
     }
 }
 

@@ -15,6 +15,12 @@ pub(super) async fn build(nix: &Nix, request: Build) -> Result<StorePath, BuildE
     nix.build(request, &watch::channel(BuildProgress::default()).0, &never()).await
 }
 
+/// A configuration that needs what fails.
+fn needs(mark: &str) -> String {
+    r#"{ config.system.build.toplevel = let dep = derivation { name = "dep"; system = "x86_64-linux"; builder = "/bin/sh"; args = [ "-c" "echo MARK dep; exit 3" ]; };
+      in derivation { name = "nixos-system"; system = "x86_64-linux"; builder = "/bin/sh"; args = [ "-c" "echo ${dep} > $out" ]; }; }"#.replace("MARK", mark)
+}
+
 /// Text that no earlier run has built.
 pub(super) fn unique() -> String {
     format!("{:032x}", rand::random::<u128>())
@@ -28,8 +34,7 @@ async fn builds_that_come_together_are_one_process_and_who_fails_fails_alone() {
     let good = host(&format!("echo {mark} > $out"));
     let bad =
         host(&format!("echo {mark}; for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22; do echo line $i; done; exit 7"));
-    let needs = r#"{ config.system.build.toplevel = let dep = derivation { name = "dep"; system = "x86_64-linux"; builder = "/bin/sh"; args = [ "-c" "echo MARK dep; exit 3" ]; };
-      in derivation { name = "nixos-system"; system = "x86_64-linux"; builder = "/bin/sh"; args = [ "-c" "echo ${dep} > $out" ]; }; }"#.replace("MARK", &mark);
+    let needs = needs(&mark);
     let wrong = r#"{ config.system.build.toplevel = derivation { name = "x"; system = "riscv64-linux"; builder = "/bin/sh"; }; }"#;
     let fixed = format!(
         r#"{{ config.system.build.toplevel = derivation {{ name = "fixed-{mark}"; system = "x86_64-linux"; builder = "/bin/sh"; args = [ "-c" "echo x > $out" ]; outputHash = "sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="; outputHashMode = "flat"; }}; }}"#
@@ -135,6 +140,54 @@ async fn a_fast_build_does_not_wait_for_a_slow_one_of_its_process() {
         }
         // One process, which goes on: a process of the fast one alone would have ended before it was answered.
         if (counters.builds, counters.building) == (before + 1, 1) {
+            return;
+        }
+        println!("round {round}: the two were not gathered");
+    }
+    panic!("two builds that are asked for at once are one process");
+}
+
+/// A nix-store, before the real one on PATH, that never says what needs what.
+fn mute_store(world: &World) -> Environment {
+    let (mut ours, bin) = (world.environment(), world.path().join("bin"));
+    std::fs::create_dir(&bin).unwrap();
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in *--re[fq]*) exec sleep 1000 ;; esac\nexec {} \"$@\"\n",
+        super::world::run("sh", &["-c", "command -v nix-store"])
+    );
+    std::fs::write(bin.join("nix-store"), script).unwrap();
+    std::fs::set_permissions(bin.join("nix-store"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = ours.remove(std::ffi::OsStr::new("PATH")).unwrap();
+    ours.insert("PATH".into(), std::env::join_paths(std::iter::once(bin).chain(std::env::split_paths(&path))).unwrap());
+    ours
+}
+
+#[tokio::test]
+#[ignore = "needs nix, git and a store to write"]
+async fn a_store_that_does_not_answer_holds_up_neither_the_log_nor_the_clock_of_a_build() {
+    let world = World::new();
+    let ours = mute_store(&world);
+    let config = NixConfig { readable: vec![world.path().join("bin")], ..world.config() };
+    let nix = Nix::start_with(config, Processes::new(), &ours).await.unwrap();
+    for round in 1..=5 {
+        let mark = unique();
+        // Of what fails Nix tells at once only where something needs it.
+        let (bad, slow) = (needs(&mark), host(&format!("echo {mark} waits; while true; do :; done")));
+        world.commit("infra", &[("flake.nix", &flake(&[("bad", &bad), ("slow", &slow)]))]);
+        let locked = resolve(&nix, &world.flake("infra"), None).await.unwrap();
+        let (bad, slow) = tokio::join!(evaluate(&nix, &locked, "bad"), evaluate(&nix, &locked, "slow"));
+        let (bad, slow) = (bad.unwrap(), slow.unwrap());
+        let within = |seconds, evaluated, name| Build { timeout: Duration::from_secs(seconds), ..request(evaluated, name) };
+        let before = nix.counters().builds;
+        let (bad, slow) = tokio::join!(build(&nix, within(9, &bad, "bad")), build(&nix, within(5, &slow, "slow")));
+        for name in ["bad", "slow"] {
+            nix.roots().drop_all(&RootName::new("test", name).unwrap()).unwrap();
+        }
+        if nix.counters().builds == before + 1 {
+            // Whoever gives up on a build from outside knows nothing of its log.
+            let Err(BuildError::TimedOut { seconds: 5, log, .. }) = slow else { panic!("{slow:?}") };
+            assert_eq!(log, [format!("{mark} waits")]);
+            let Err(BuildError::TimedOut { seconds: 9, .. }) = bad else { panic!("whose fault it is was never said: {bad:?}") };
             return;
         }
         println!("round {round}: the two were not gathered");

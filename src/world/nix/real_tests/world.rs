@@ -154,11 +154,16 @@ impl World {
     }
 
     pub(super) async fn start(&self, config: NixConfig) -> Nix {
+        Nix::start_with(config, Processes::new(), &self.environment()).await.unwrap()
+    }
+
+    /// What the controller would find.
+    pub(super) fn environment(&self) -> Environment {
         let mut ours: Environment = std::env::vars_os().filter(|(name, _)| name == "PATH" || name == "NIX_CONF_DIR").collect();
         for name in ["NIX_SSL_CERT_FILE", "SSL_CERT_FILE", "GIT_SSL_CAINFO"] {
             ours.insert(name.into(), self.path().join("certificate").into());
         }
-        Nix::start_with(config, Processes::new(), &ours).await.unwrap()
+        ours
     }
 
     pub(super) async fn nix(&self) -> Nix {

@@ -47,7 +47,9 @@ pub fn human(time: Duration) -> String {
         (millis, _) => {
             let seconds = (millis + 500) / 1000;
             let parts = [(seconds / 3600, 'h'), (seconds / 60 % 60, 'm'), (seconds % 60, 's')];
-            parts.iter().filter(|(number, _)| *number > 0).map(|(number, unit)| format!("{number}{unit}")).collect()
+            let parts: Vec<String> =
+                parts.iter().filter(|(number, _)| *number > 0).map(|(number, unit)| format!("{number}{unit}")).collect();
+            parts.concat()
         }
     }
 }

@@ -52,9 +52,9 @@ impl Server {
 /// An elector of that server, by tokio's clock.
 #[expect(clippy::disallowed_methods, reason = "a test needs some moment")]
 fn elector(server: &Arc<Mutex<Server>>) -> Elector {
-    let (served, begun) = (Arc::clone(server), tokio::time::Instant::now());
+    let (theirs, begun) = (Arc::clone(server), tokio::time::Instant::now());
     let service = tower::service_fn(move |request: Request<Body>| {
-        let server = Arc::clone(&served);
+        let server = Arc::clone(&theirs);
         async move {
             let (head, body) = request.into_parts();
             let body = serde_json::from_slice(&body.collect_bytes().await?).unwrap_or_default();
@@ -102,7 +102,8 @@ async fn a_renewal_that_came_through_without_its_answer_is_known_for_ones_own() 
 
 #[tokio::test(start_paused = true)]
 async fn a_lease_that_is_another_ones_or_is_gone_ends_the_term_and_says_whose_it_is() {
-    let cases: [(fn(&mut Server), &str); 3] = [
+    type Change = fn(&mut Server);
+    let cases: [(Change, &str); 3] = [
         (|server| server.lease["spec"]["holderIdentity"] = json!("other"), "other holds the Lease"),
         (|server| server.lease = Value::Null, "the Lease was deleted"),
         (|server| server.lease["spec"]["leaseTransitions"] = json!(9), "the Lease was replaced by another one of the same name"),

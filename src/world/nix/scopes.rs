@@ -45,7 +45,7 @@ impl Scopes {
                 match spawn_blocking(move || scopes.sweep()).await {
                     Ok(Ok(0)) | Err(_) => {}
                     Ok(Ok(removed)) => {
-                        tracing::info!(removed, "removed the caches of credentials that were not used for {}", human(UNUSED))
+                        tracing::info!(removed, "removed the caches of credentials that were not used for {}", human(UNUSED));
                     }
                     Ok(Err(error)) => tracing::warn!("removing the caches of credentials that are not used any more: {}", chain(&error)),
                 }

@@ -11,10 +11,11 @@ use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference};
 use kube::{Api, Client, Resource};
 use tokio::sync::watch;
 
-use super::clients::{Complaint, said};
+use super::clients::said;
+use super::complaint::Complaint;
 use super::events::{Events, normal, warning};
 use super::hosts::Hosts;
-use crate::clock::human;
+use crate::clock::{Clock, human};
 use crate::stage::bounded;
 use crate::world::Lead;
 
@@ -68,14 +69,14 @@ impl Brake {
     }
 
     /// Looks for ever.
-    pub(super) async fn run(self) {
-        let mut complaint = Complaint::default();
+    pub(super) async fn run(self, clock: Clock) {
+        let mut complaint = Complaint::new(clock);
         while !self.0.name.is_empty() {
             match self.look().await {
                 Ok(()) => complaint.settle(),
                 Err(error) => {
                     let Inner { namespace, name, .. } = &*self.0;
-                    complaint.about(format!("reading the brake, ConfigMap {namespace}/{name}: {}", said(&error)));
+                    complaint.about(&format!("reading the brake, ConfigMap {namespace}/{name}: {}", said(&error)));
                 }
             }
             tokio::time::sleep(LOOK).await;

@@ -88,25 +88,6 @@ where
     }
 }
 
-/// Warns of what goes on being wrong once, not at each try.
-#[derive(Debug, Default)]
-pub(super) struct Complaint(Option<String>);
-
-impl Complaint {
-    /// It is wrong, in these words.
-    pub(super) fn about(&mut self, text: String) {
-        if self.0.as_ref() != Some(&text) {
-            tracing::warn!("{text}");
-            self.0 = Some(text);
-        }
-    }
-
-    /// It is well again.
-    pub(super) fn settle(&mut self) {
-        self.0 = None;
-    }
-}
-
 impl Clients {
     /// Clients for the cluster that kubectl would speak to; `hurry` bounds what the one for the Lease waits for.
     pub async fn new(metrics: &Metrics, clock: &Clock, hurry: Duration) -> Result<Self, ClientsError> {

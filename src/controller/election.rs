@@ -18,7 +18,8 @@ use kube::api::PostParams;
 use kube::{Api, Client, Resource, ResourceExt};
 use tokio_util::sync::CancellationToken;
 
-use super::clients::{Complaint, said};
+use super::clients::said;
+use super::complaint::Complaint;
 use super::events::{Events, normal, warning};
 use crate::clock::Clock;
 use crate::world::Lead;
@@ -60,12 +61,12 @@ impl Elector {
             identity: format!("{}_{:016x}", host.unwrap_or_else(|| "controller".into()), rand::random::<u64>()),
             lease,
             lead,
+            complaint: Complaint::new(clock.clone()),
             clock,
             events,
             seen: None,
             until: None,
             known: 0,
-            complaint: Complaint::default(),
         }
     }
 
@@ -221,7 +222,7 @@ impl Elector {
     }
 
     fn complain(&mut self, doing: &str, error: &kube::Error) {
-        self.complaint.about(format!("{doing} the Lease {}/{}: {}", self.namespace, self.name, said(error)));
+        self.complaint.about(&format!("{doing} the Lease {}/{}: {}", self.namespace, self.name, said(error)));
     }
 
     fn note(&mut self, lease: Option<Lease>) {

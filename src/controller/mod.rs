@@ -6,6 +6,7 @@ pub mod args;
 mod brake;
 pub mod clients;
 mod clocks;
+mod complaint;
 mod election;
 mod events;
 mod finalizer;
@@ -19,7 +20,7 @@ pub mod serve;
 mod status;
 pub mod telemetry;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -35,6 +36,7 @@ use crate::world::{Lead, Limits, Real, World, nix};
 use args::Args;
 use brake::Brake;
 use clients::Clients;
+use complaint::Complaint;
 use election::Elector;
 use events::Events;
 use hosts::{Hosts, Newest, Task};
@@ -61,6 +63,8 @@ pub struct Controller {
     world: World,
     hosts: Arc<Hosts>,
     brake: Brake,
+    /// Of what many passes meet at the same time.
+    complaint: Mutex<Complaint>,
 }
 
 /// Why the controller did not start.
@@ -93,7 +97,7 @@ pub async fn run(args: Args) -> Result<(), RunError> {
     let controller = Arc::new(controller(args, clients, world));
     let (ready, readiness) = watch::channel(false);
     serve_all(&controller, readiness).await?;
-    tokio::spawn(controller.brake.clone().run());
+    tokio::spawn(controller.brake.clone().run(controller.world.clock.clone()));
     let (stop, resign) = (CancellationToken::new(), CancellationToken::new());
     let elector = elector(&controller).map(|elector| tokio::spawn(elector.run(resign.clone())));
     if elector.is_none() {
@@ -118,12 +122,20 @@ pub async fn run(args: Args) -> Result<(), RunError> {
     Ok(())
 }
 
+impl Controller {
+    /// Warns of what the API server says to a pass: once in a while for all hosts if it is of this kind, which all of them meet.
+    fn complain(&self, kind: Option<&str>, text: &str) {
+        self.complaint.lock().unwrap_or_else(PoisonError::into_inner).of_many(kind, text);
+    }
+}
+
 /// A controller that knows no host yet. Events are sent in the background from here on.
 pub(crate) fn controller(args: Args, clients: Clients, world: World) -> Controller {
     let (events, hosts) = (Events::start(clients.requests.clone(), world.clock.clone()), Arc::<Hosts>::default());
     let configmap = (clients.namespace.as_str(), args.brake_configmap.as_str());
     let brake = Brake::new(clients.requests.clone(), configmap, Arc::clone(&hosts), events.clone(), world.lead.clone());
-    Controller { args, clients, events, world, hosts, brake }
+    let complaint = Mutex::new(Complaint::new(world.clock.clone()));
+    Controller { args, clients, events, world, hosts, brake, complaint }
 }
 
 /// Who takes part in the election for us, if there is one.
@@ -271,7 +283,7 @@ async fn one_pass(
         }
         Some(Ok((Err(error), now))) => {
             *stored = now;
-            span.in_scope(|| tracing::warn!("speaking to Kubernetes: {}", clients::said(&error)));
+            span.in_scope(|| controller.complain(complaint::common(&error), &format!("speaking to Kubernetes: {}", clients::said(&error))));
             (Ended::KubernetesError, None)
         }
         Some(Err(error)) => {

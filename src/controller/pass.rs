@@ -74,7 +74,7 @@ pub(super) async fn run(
     let written = reporter.end(&findings, state).await;
     *stored = writer.stored().await;
     if let Err(error) = written {
-        tracing::warn!("{}", chain(&error));
+        controller.complain(error.common(), &chain(&error));
         return Ok(Next::After(Duration::from_secs(5)));
     }
     for landing in &findings.ended {

@@ -11,11 +11,11 @@ use kube::{Api, Resource};
 use nixos_host_api::NixOSHost;
 use tokio::sync::mpsc;
 
-use super::clients::WATCH_SECONDS;
+use super::clients::{WATCH_SECONDS, said};
+use super::complaint::Complaint;
 use super::hosts::{Hosts, Key, Task, key};
 use crate::clock::Clock;
 use crate::metrics::Metrics;
-use crate::stage::chain;
 
 type Guarded = DeserializeGuard<NixOSHost>;
 
@@ -32,7 +32,7 @@ pub(super) async fn run(
     let config = watcher::Config::default().timeout(WATCH_SECONDS);
     let turned = metrics.clone();
     let mut pump = Pump { hosts, tasks, metrics, listed: HashSet::new() };
-    let mut tries = 0;
+    let (mut tries, mut complaint) = (0, Complaint::new(clock.clone()));
     loop {
         let mut stream = std::pin::pin!(watcher::watcher(api.clone(), config.clone()));
         // After a failure everything is listed anew: an API server that was restored from a backup would let the old watch wait in silence for a
@@ -41,19 +41,33 @@ pub(super) async fn run(
             turned.watch_turned(clock.now());
             match event {
                 Ok(event) => {
-                    tries = if matches!(event, Event::Apply(_) | Event::Delete(_)) { 0 } else { tries };
+                    // A list says nothing of whether it can be watched.
+                    if matches!(event, Event::Apply(_) | Event::Delete(_)) {
+                        tries = 0;
+                        complaint.settle();
+                    }
                     if pump.on(event) {
                         let _ = ready.send(true);
                     }
                 }
                 Err(error) => {
-                    tracing::warn!("watching NixOSHosts: {}", chain(&error));
+                    complaint.about(&format!("watching NixOSHosts: {}", text(&error)));
                     break;
                 }
             }
         }
         tokio::time::sleep(jitter(pause(tries))).await;
         tries += 1;
+    }
+}
+
+/// An error in one line: kube's own text repeats the whole status object.
+fn text(error: &watcher::Error) -> String {
+    match error {
+        watcher::Error::InitialListFailed(error) => format!("listing them: {}", said(error)),
+        watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error) => said(error),
+        watcher::Error::WatchError(status) => said(&kube::Error::Api(status.clone())),
+        watcher::Error::NoResourceVersion => error.to_string(),
     }
 }
 
@@ -129,6 +143,13 @@ mod tests {
     use kube::client::Body;
 
     use super::*;
+
+    #[test]
+    fn a_right_that_is_missing_is_told_in_one_line() {
+        let status = kube::core::Status { code: 403, message: "nixoshosts is forbidden".into(), ..Default::default() };
+        let error = watcher::Error::InitialListFailed(kube::Error::Api(Box::new(status)));
+        assert_eq!(text(&error), "listing them: the API server says 403: nixoshosts is forbidden");
+    }
 
     #[tokio::test(start_paused = true)]
     #[expect(clippy::disallowed_methods, reason = "a test needs some moment")]

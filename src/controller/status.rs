@@ -10,6 +10,7 @@ use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::clients::{REQUEST_WITHIN, said};
+use super::complaint::{NO_ANSWER, common};
 use crate::clock::human;
 use crate::world::Lead;
 
@@ -37,6 +38,17 @@ pub(super) enum WriteError {
     /// What this pass knows of the host is no longer all that is known.
     #[error("writing the status: somebody else wrote it since this pass began")]
     Overtaken,
+}
+
+impl WriteError {
+    /// What it is, if every host's status meets it.
+    pub(super) fn common(&self) -> Option<&'static str> {
+        match self {
+            Self::Api(error) => common(error),
+            Self::TimedOut => Some(NO_ANSWER),
+            Self::Deposed | Self::Replaced | Self::Overtaken => None,
+        }
+    }
 }
 
 /// What is known to be stored.

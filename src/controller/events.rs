@@ -1,5 +1,8 @@
 //! Events: one for each transition that a person cares about, none on a pass that changes nothing.
 
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
@@ -10,11 +13,16 @@ use nixos_host_api::{NixOSHost, NixOSHostStatus, Outcome, Reason, condition};
 use tokio::sync::mpsc;
 
 use super::clients::{REQUEST_WITHIN, said};
+use super::complaint::Complaint;
 use super::status::MANAGER;
-use crate::clock::Clock;
+use crate::clock::{Clock, human};
 
 /// The API server takes no longer note.
 const MAX_NOTE: usize = 1024;
+
+/// What waited for longer is dropped: while the API server does not answer each event takes [`REQUEST_WITHIN`], and those of now are to come through
+/// soon after.
+const OLDEST: Duration = Duration::from_secs(60);
 
 /// Events that wait to be sent; more are dropped, since an event must never hold up a pass.
 const QUEUE: usize = 1000;
@@ -100,24 +108,39 @@ pub(super) fn warning(reason: &str, action: &'static str, note: String) -> Happe
 /// Where events are handed over. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Events {
-    queue: mpsc::Sender<(String, Event)>,
+    queue: mpsc::Sender<Waiting>,
     clock: Clock,
+    complaint: Arc<Mutex<Complaint>>,
+}
+
+/// An event that waits to be sent.
+#[derive(Debug)]
+struct Waiting {
+    since: Instant,
+    event: Event,
 }
 
 impl Events {
     /// Sends events in the background for as long as the process lives.
     pub(super) fn start(client: Client, clock: Clock) -> Self {
-        let (sender, mut receiver) = mpsc::channel::<(String, Event)>(QUEUE);
+        let (queue, mut receiver) = mpsc::channel::<Waiting>(QUEUE);
+        let events = Self { queue, complaint: Arc::new(Mutex::new(Complaint::new(clock.clone()))), clock };
+        let (clock, complaint) = (events.clock.clone(), Arc::clone(&events.complaint));
         tokio::spawn(async move {
-            while let Some((namespace, event)) = receiver.recv().await {
-                let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
-                let sent = tokio::time::timeout(REQUEST_WITHIN, api.create(&PostParams::default(), &event)).await;
-                if let Ok(Err(error)) = sent {
-                    tracing::warn!("an event could not be written: {}", said(&error));
+            while let Some(Waiting { since, event }) = receiver.recv().await {
+                let sent = if clock.now().saturating_duration_since(since) > OLDEST {
+                    Err(format!("it had waited for more than {}", human(OLDEST)))
+                } else {
+                    send(&client, &event).await
+                };
+                let mut complaint = complaint.lock().unwrap_or_else(PoisonError::into_inner);
+                match sent {
+                    Ok(()) => complaint.settle(),
+                    Err(why) => complaint.of("not written", &format!("an event was not written: {why}")),
                 }
             }
         });
-        Self { queue: sender, clock }
+        events
     }
 
     /// Hands over what happened to a host.
@@ -130,10 +153,20 @@ impl Events {
     /// Hands over what happened to anything.
     pub(super) fn about(&self, regarding: ObjectReference, happened: Happened) {
         tracing::info!(reason = happened.reason, "event: {}", happened.note);
-        let namespace = regarding.namespace.clone().unwrap_or_default();
-        if self.queue.try_send((namespace, event(regarding, happened, self.clock.wall()))).is_err() {
-            tracing::warn!("an event was dropped: too many wait");
+        let waiting = Waiting { since: self.clock.now(), event: event(regarding, happened, self.clock.wall()) };
+        if self.queue.try_send(waiting).is_err() {
+            let mut complaint = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
+            complaint.of("not written", "an event was not written: too many wait");
         }
+    }
+}
+
+async fn send(client: &Client, event: &Event) -> Result<(), String> {
+    let api: Api<Event> = Api::namespaced(client.clone(), event.metadata.namespace.as_deref().unwrap_or_default());
+    match tokio::time::timeout(REQUEST_WITHIN, api.create(&PostParams::default(), event)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(said(&error)),
+        Err(_) => Err(format!("no answer within {}", human(REQUEST_WITHIN))),
     }
 }
 
@@ -229,5 +262,35 @@ mod tests {
         assert_eq!(reasons(&good, &rejected), ["NewRevision", "!UnitsFailed"], "a rejected landing is not told twice");
         let stalled = status("b", &[("Stalled", "True", "BuildFailed"), ("Ready", "False", "BuildFailed")], &landed);
         assert_eq!(reasons(&good, &stalled), ["NewRevision", "!BuildFailed"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    #[expect(clippy::disallowed_methods, reason = "a test needs some moment")]
+    async fn after_an_outage_the_events_of_now_do_not_wait_behind_all_that_could_not_be_sent() {
+        let begun = tokio::time::Instant::now();
+        let clock = Clock::new(move || begun.into_std() + begun.elapsed(), || Timestamp::UNIX_EPOCH);
+        let back = begun + Duration::from_secs(600);
+        let (written, mut notes) = mpsc::unbounded_channel();
+        let client = Client::new(
+            tower::service_fn(move |request: http::Request<kube::client::Body>| {
+                let written = written.clone();
+                async move {
+                    if tokio::time::Instant::now() < back {
+                        std::future::pending::<()>().await;
+                    }
+                    let body = request.into_body().collect_bytes().await?;
+                    written.send(serde_json::from_slice::<Event>(&body)?.note)?;
+                    Ok::<_, tower::BoxError>(http::Response::new(kube::client::Body::from(body.to_vec())))
+                }
+            }),
+            "infra",
+        );
+        let events = Events::start(client, clock);
+        let tell = |note: String| events.about(ObjectReference::default(), normal("Landed", "Commit", note));
+        (0..QUEUE).for_each(|number| tell(number.to_string()));
+        tokio::time::sleep_until(back).await;
+        tell("now".into());
+        assert_eq!(notes.recv().await, Some(Some("now".into())));
+        assert!(back.elapsed() < Duration::from_secs(1), "{:?}", back.elapsed());
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Each is a shared service: equal requests join the one that runs, requests for one flake are evaluated together, and
 //! requests for builds that come together are realised together. A waiter that is cancelled leaves; the work is
-//! cancelled when the last one left. What was measured, and why it is driven so, is in `research/nix-driving.md`.
+//! cancelled when the last one left.
 //!
 //! A flake is a stranger's program. It is evaluated with a cleared environment, in Nix's pure and restricted modes,
 //! under Landlock, within a deadline and a memory budget; builds get no credential at all.

@@ -139,9 +139,12 @@ async fn who_answers_must_hold_the_pinned_key() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_the_host_does_not_know_is_not_let_in() {
     let way = way("root").await;
-    let stranger = Target { user: "nobody-at-all".into(), ..way.target };
-    let error = Session::connect(&stranger, &ConnectOptions::default()).await.unwrap_err();
-    assert!(matches!(error, ConnectError::Authentication { .. }), "{error:?}");
+    connect(&way.target).await;
+    let key = PrivateKey::parse(&KeyPair::generate(way.host.directory().join("other")).private()).unwrap();
+    for stranger in [Target { key, ..way.target.clone() }, Target { user: "nobody-at-all".into(), ..way.target }] {
+        let error = Session::connect(&stranger, &ConnectOptions::default()).await.unwrap_err();
+        assert!(matches!(error, ConnectError::Authentication { .. }), "{error:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -89,9 +89,11 @@ async fn a_commit_that_races_the_deadline_wins_or_loses_and_nothing_in_between()
     let machine = Machine::start().await;
     let systems = [machine.receive("plain"), machine.receive("other")];
     let (mut on, mut outcomes) = (machine.old.clone(), [0, 0]);
-    for (round, early) in [700, 300, 100, 0, 0, -100, -300].into_iter().enumerate() {
+    // The first and the last are in time and too late on a loaded machine as well
+    let rounds = [(10, 9000), (2, 700), (2, 300), (2, 100), (2, 0), (2, 0), (2, -100), (2, -300), (2, -2000)];
+    for (round, (within, early)) in rounds.into_iter().enumerate() {
         let (id, new) = (format!("a{round}"), systems.iter().find(|system| **system != on).unwrap());
-        machine.activated(&id, new, 2);
+        machine.activated(&id, new, within);
         let left = r#"read -r up _ </proc/uptime; read -r end </run/nixos-host-controller/deadline; awk "BEGIN { print int(($end - $up) * 1000) }""#;
         let left: i64 = machine.host.shell(left).parse().unwrap();
         tokio::time::sleep(Duration::from_millis(u64::try_from(left - early).unwrap_or(0))).await;
@@ -106,7 +108,7 @@ async fn a_commit_that_races_the_deadline_wins_or_loses_and_nothing_in_between()
         machine.is_on(&on).await;
     }
     eprintln!("reverted, committed: {outcomes:?}");
-    assert!(outcomes.iter().sum::<i32>() == 7 && outcomes[1] > 0, "{outcomes:?}");
+    assert!(outcomes.iter().all(|times| *times > 0), "reverted, committed: {outcomes:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -71,9 +71,9 @@ torture-hosts: tools
 	$(cargo) test -p nixos-host-e2e --test torture --no-run
 	HOSTS=$(or $(HOSTS),8) N=$(or $(N),200) $(cargo_inside) test -p nixos-host-e2e --test torture -- --ignored --nocapture
 
-test: setup unit nix e2e cluster ## Everything, from nothing
+test: setup unit nix e2e cluster ## All tests but the emulator's, from nothing
 
-test-full: test emulator ## That, and what takes longer
+test-full: test emulator ## Those too
 
 demo: setup ## Show it: three hosts land, follow a commit, and come back from a bad one. KEEP=1 leaves it running
 	$(cargo) build -p nixos-host-controller -p nixos-host-e2e

@@ -210,7 +210,7 @@ pub struct StageRecord {
     /// `Succeeded`, `Failed` (tried again after a while) or `Rejected` (held until an input changes or reconcile.fluxcd.io/requestedAt asks).
     pub outcome: Outcome,
 
-    /// Why, if it did not succeed: one of the reasons in README.md.
+    /// Why, if it did not succeed: one of the reasons in docs/troubleshooting.md.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub reason: Option<String>,
@@ -300,7 +300,7 @@ pub struct HistoryEntry {
     /// `Succeeded`, `Failed` or `Rejected`.
     pub outcome: Outcome,
 
-    /// One of the reasons in README.md.
+    /// One of the reasons in docs/troubleshooting.md.
     #[schemars(length(max = 64))]
     pub reason: String,
 

@@ -157,7 +157,7 @@ const HEAD: &str = "<!-- Generated from src/metrics/catalogue.rs by `UPDATE=1 ca
 - **Hosts** have at most 16 series each, all gauges, made at each scrape from the objects that the controller watches: what `kubectl get nixoshosts` shows
   and these never differ by more than a watch event, and the series of a deleted host go with it. A thousand hosts are 16,000 lines, made in 25 ms (bench.md).
 - **Only the replica that leads** exports series of hosts; one that stands by has `nixos_host_controller_leader 0`. So `sum` counts no host twice.
-- **Labels are bounded**: namespaces, names and revisions by the number of hosts, conditions and reasons by a closed list (README.md), the rest as
+- **Labels are bounded**: namespaces, names and revisions by the number of hosts, conditions and reasons by a closed list ([troubleshooting.md](troubleshooting.md)), the rest as
   the table says. No label holds a message, an address, a key or anything from a Secret.
 - Generic series have the names and meanings of controller-runtime and client-go, so that existing dashboards for operators work. What could not be true here
   is absent: there are no webhooks, and no client-side rate limiter.

@@ -1,0 +1,95 @@
+//! What must be true of a host and of its status, whatever was broken.
+
+use std::time::{Duration, Instant};
+
+use nixos_host_e2e::scenario::{condition, name};
+use serde_json::Value;
+
+use crate::faults::Stage;
+use crate::{ACTIVATE_WITHIN, COMMIT_WITHIN, Torture};
+
+/// What a host has on top of its own deadlines to be back.
+const GRACE: u64 = 30;
+/// For the status to agree with the host: an interval, and the delays after failed tries.
+const TRUE_WITHIN: Duration = Duration::from_secs(120);
+
+impl Torture {
+    /// The NixOSHost, once the API server answers.
+    fn object(&self, index: usize) -> Option<Value> {
+        let output = self.scenario.kubectl.attempt(&["get", "-o", "json", "--request-timeout=5s", "nixoshost", &name(index)]);
+        serde_json::from_str(&output.stdout).ok()
+    }
+
+    /// Waits until the host has begun to activate `new`, from when on its deadlines count; or until it is known not to, as what was rejected before.
+    pub(crate) async fn has_begun(&self, index: usize, new: &str) -> Result<bool, String> {
+        let began = Instant::now();
+        loop {
+            if self.word(index, "new") == new && ["activating", "activated"].contains(&self.word(index, "state").as_str()) {
+                return Ok(true);
+            }
+            let object = self.object(index).unwrap_or_default();
+            if condition(&object, "Stalled").is_some_and(|stalled| stalled["observedGeneration"] == object["metadata"]["generation"]) {
+                return Ok(true);
+            }
+            if began.elapsed() > TRUE_WITHIN {
+                return Err(format!("never activated; status {}", object["status"]));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Within its own deadlines the host answers with no landing going on any more, and is on a system that it was or was to be on.
+    pub(crate) async fn answers(&self, index: usize, stage: Option<Stage>, old: &str, new: &str) -> Result<(), String> {
+        let limit = match stage {
+            Some(Stage::Verify | Stage::Commit) => COMMIT_WITHIN + GRACE,
+            _ => ACTIVATE_WITHIN + COMMIT_WITHIN + GRACE,
+        };
+        let ended =
+            "case $(systemctl is-active nixos-host-controller-landing.service) in inactive|failed) readlink -f /run/current-system;; esac";
+        let began = Instant::now();
+        loop {
+            let host = self.host(index);
+            let found = if host.init().is_some() { host.ssh(&[ended]).stdout.trim().to_owned() } else { String::new() };
+            if !found.is_empty() {
+                let known = [old, new].contains(&&*found) || found.contains("nixos-system-base");
+                return if known { Ok(()) } else { Err(format!("runs {found:?}, neither {old} nor {new}")) };
+            }
+            if began.elapsed() > Duration::from_secs(limit) {
+                return Err(format!("does not answer after {limit} s, or a landing goes on"));
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// The status comes to say what the host runs: the new system, or the old one with a reason.
+    pub(crate) async fn is_true(&self, index: usize, old: &str, new: &str) -> Result<String, String> {
+        let began = Instant::now();
+        loop {
+            let object = self.object(index).unwrap_or_default();
+            let host = self.host(index);
+            if let Some(ready) = condition(&object, "Ready").filter(|ready| ready["observedGeneration"] == object["metadata"]["generation"])
+                && host.init().is_some()
+            {
+                let (current, default) = (host.current_system(), host.boot_default());
+                if ready["status"] == "True" && current == *new && default == *new && object["status"]["system"]["current"] == current {
+                    return Ok("new".to_owned());
+                }
+                let stalled = condition(&object, "Stalled").is_some();
+                if ready["status"] == "False"
+                    && stalled
+                    && current == *old
+                    && object["status"]["system"]["current"] == current
+                    && default == *old
+                {
+                    return Ok(format!("old: {}", ready["reason"].as_str().unwrap_or_default()));
+                }
+            }
+            if began.elapsed() > TRUE_WITHIN {
+                let host = self.host(index);
+                let facts = format!("current {}, default {}, profile {}", host.current_system(), host.boot_default(), host.profile());
+                return Err(format!("after {TRUE_WITHIN:?} {facts}, old {old}, new {new}; status {}", object["status"]));
+            }
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    }
+}

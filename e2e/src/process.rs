@@ -141,3 +141,9 @@ impl Drop for Daemon {
         let _ = self.wait(Duration::from_secs(20));
     }
 }
+
+/// The command line of a process, with blanks between its words; empty if there is no such process.
+pub fn command_line(pid: i32) -> String {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&line).replace('\0', " ")
+}

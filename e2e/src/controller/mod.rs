@@ -17,7 +17,7 @@ use rustix::process::Signal;
 use self::executions::Executions;
 use crate::{
     flake::server::authority,
-    process::{Daemon, mortal},
+    process::{Daemon, command_line, mortal},
     wait::until_true,
     world::{free_port, fresh_directory, write},
 };
@@ -197,23 +197,23 @@ impl Controller {
         self.with(Daemon::pid).as_raw_nonzero().get()
     }
 
-    /// The processes that it has started, and those that they have, without the one that stays to answer for the store: process id and
-    /// command line.
-    pub fn descendants(&self) -> BTreeMap<i32, String> {
+    /// The processes that it has started, and those that they have: process id and command line.
+    pub fn processes(&self) -> BTreeMap<i32, String> {
         let (mut found, mut next) = (BTreeMap::new(), vec![self.pid()]);
         while let Some(parent) = next.pop() {
             let tasks = std::fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
             let children = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
             for child in children.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()) {
-                let line = std::fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
-                let line = String::from_utf8_lossy(&line).replace('\0', " ");
-                if !line.contains("--serve") {
-                    found.insert(child, line);
-                }
+                found.insert(child, command_line(child));
                 next.push(child);
             }
         }
         found
+    }
+
+    /// [`Controller::processes`], without the one that stays to answer for the store.
+    pub fn descendants(&self) -> BTreeMap<i32, String> {
+        self.processes().into_iter().filter(|(_, line)| !line.contains("--serve")).collect()
     }
 
     /// The most memory that it has had resident since it started, in KiB.

@@ -64,25 +64,53 @@ async fn a_pinned_revision_asks_no_network_and_a_revert_needs_no_build_and_no_co
     scenario.finish().await;
 }
 
+/// What a controller has asked the API server to write: statuses, events, anything.
+fn writes(scenario: &Scenario) -> f64 {
+    let by = |method: &str| scenario.controller().metric("rest_client_requests_total", &[&format!("method={method:?}")]);
+    ["POST", "PUT", "PATCH", "DELETE"].map(by).iter().sum()
+}
+
+/// Lets so many passes go by, each of which is one command over one connection and writes nothing.
+async fn idles(scenario: &Scenario, times: f64) {
+    let (version, events) =
+        (scenario.get(0)["metadata"]["resourceVersion"].clone(), scenario.kubectl.run(&["get", "events", "-o", "name"]));
+    let passes = || scenario.controller().metric("nixos_host_passes_total", &[]);
+    let (begun, written, cursor) = (passes(), writes(scenario), scenario.hosts[0].cursor());
+    assert!(written > 0.0, "writes are counted");
+    scenario.controller().executions().clear();
+    until("more passes", Duration::from_secs(180), || async {
+        if passes() >= begun + times { Ok(()) } else { Err(format!("{} passes", passes() - begun)) }
+    })
+    .await;
+    let sessions = scenario.hosts[0].sessions_since(&cursor);
+    let done = passes() - begun;
+    assert_eq!(scenario.get(0)["metadata"]["resourceVersion"], version, "nothing was written");
+    assert_eq!(scenario.kubectl.run(&["get", "events", "-o", "name"]), events, "nothing was told");
+    assert_eq!(writes(scenario), written, "nobody was asked to write anything");
+    assert!((sessions.execs as f64 - done).abs() <= 1.0, "one command a pass: {} in {done} passes", sessions.execs);
+    assert!((sessions.logins as f64 - done).abs() <= 1.0, "one connection a pass: {} in {done} passes", sessions.logins);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_to_do_is_nothing_done_over_twenty_intervals() {
     let scenario = Scenario::builder().start().await;
     let rev = scenario.repository.head();
     scenario.apply(0, &json!({"spec": {"interval": "5s", "flake": {"rev": rev, "ref": null}}}));
     scenario.landed(0, &rev, SOON).await;
-    let version = scenario.get(0)["metadata"]["resourceVersion"].clone();
-    let passes = || scenario.controller().metric("nixos_host_passes_total", &[]);
-    let (begun, cursor) = (passes(), scenario.hosts[0].cursor());
-    scenario.controller().executions().clear();
-    until("twenty more passes", Duration::from_secs(180), || async {
-        if passes() >= begun + 20.0 { Ok(()) } else { Err(format!("{} passes", passes() - begun)) }
-    })
-    .await;
-    let sessions = scenario.hosts[0].sessions_since(&cursor);
-    let done = passes() - begun;
-    assert_eq!(scenario.get(0)["metadata"]["resourceVersion"], version, "nothing was written");
-    assert!((sessions.execs as f64 - done).abs() <= 1.0, "one command a pass: {} in {done} passes", sessions.execs);
-    assert!((sessions.logins as f64 - done).abs() <= 1.0, "one connection a pass: {} in {done} passes", sessions.logins);
+    idles(&scenario, 20.0).await;
     assert_eq!(scenario.controller().executions().all(), Vec::<Vec<String>>::new(), "no process of nix, git or ssh was started");
+    scenario.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_branch_that_does_not_move_is_looked_at_and_nothing_else_is_done() {
+    let scenario = Scenario::builder().start().await;
+    let rev = scenario.repository.head();
+    scenario.apply(0, &json!({"spec": {"interval": "5s", "flake": {"ref": "main"}}}));
+    scenario.landed(0, &rev, SOON).await;
+    idles(&scenario, 6.0).await;
+    let all = scenario.controller().executions().all();
+    let others: Vec<_> = all.iter().filter(|words| !(words[0] == "git" && words.iter().any(|word| word == "ls-remote"))).collect();
+    assert!(all.len() >= 5 && others.is_empty(), "a look at the remote each time, and no other process: {all:?}");
     scenario.finish().await;
 }

@@ -1,4 +1,4 @@
-//! Each attack of the table in `research/nix-driving.md`, section 3, against the real evaluator: nothing leaks.
+//! What a flake may try in order to read what is not its own, against the real evaluator: nothing leaks.
 
 use super::world::{evaluate, flake, nix_string, resolve, run};
 use super::*;

@@ -1,11 +1,63 @@
-//! The controller is killed during each stage and started again: the host lands, once.
+//! The controller is killed during each stage and started again: the host lands, once; what was built is not built again, and nothing of the controller that
+//! was killed goes on.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
 
 use nixos_host_e2e::flake::fleet::{Build, Evaluation, Fill, Packages, activation};
+use nixos_host_e2e::process::command_line;
 use nixos_host_e2e::wait::until_true;
 use nixos_host_e2e::{Knobs, Scenario};
 use serde_json::json;
 
 use crate::{SOON, doing};
+
+/// The derivations among the words of a command.
+fn derivations<'w>(words: impl IntoIterator<Item = &'w str>) -> BTreeSet<String> {
+    words
+        .into_iter()
+        .filter(|word| word.strip_suffix(".drv").is_some_and(|name| name.starts_with("/nix/store/")))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// What all builds so far, but for the first `skipped` programs that were started, were asked for.
+fn realised(scenario: &Scenario, skipped: usize) -> BTreeSet<String> {
+    let all = scenario.controller().executions().all();
+    let builds = all.iter().skip(skipped).filter(|words| words.iter().any(|word| word == "--realise"));
+    builds.flat_map(|words| derivations(words.iter().map(String::as_str))).collect()
+}
+
+/// What a controller had done when it was killed.
+struct Killed {
+    built: BTreeSet<String>,
+    programs: usize,
+}
+
+/// Kills the controller, and waits until nothing that it has started is left.
+async fn kill(scenario: &Scenario) -> Killed {
+    let processes = scenario.controller().processes();
+    assert!(!processes.is_empty(), "at least one answers for the store");
+    let programs = scenario.controller().executions().all().len();
+    let unfinished = processes.values().flat_map(|line| derivations(line.split(' ')));
+    let built = realised(scenario, 0).difference(&unfinished.collect()).cloned().collect();
+    scenario.controller().kill();
+    let left = || processes.iter().filter(|(pid, line)| !line.is_empty() && command_line(**pid) == **line).count();
+    until_true("all that it had started to be gone", Duration::from_secs(10), || left() == 0).await;
+    Killed { built, programs }
+}
+
+impl Killed {
+    /// The controller that came after has landed `rev`, as the second landing of the host, and built nothing twice.
+    async fn and_landed(self, scenario: &mut Scenario, rev: &str) {
+        scenario.landed(0, rev, SOON).await;
+        let history = scenario.get(0)["status"]["history"].clone();
+        assert_eq!(history.as_array().unwrap().len(), 2, "it landed once: {history}");
+        assert!(!self.built.is_empty(), "the first landing was built");
+        let again = realised(scenario, self.programs);
+        assert!(again.is_disjoint(&self.built), "built again: {again:?} of {:?}", self.built);
+    }
+}
 
 /// Kills the controller while the host is at `stage` of a landing that `slow` makes slow there.
 async fn killed_while(stage: &str, patch: &serde_json::Value, slow: impl FnOnce(&mut Knobs)) -> Scenario {
@@ -16,12 +68,9 @@ async fn killed_while(stage: &str, patch: &serde_json::Value, slow: impl FnOnce(
     let rev = scenario.repository.commit(|fleet| slow(fleet.host("web-1")));
     scenario.request(0);
     doing(&scenario, 0, stage).await;
-    scenario.controller().kill();
+    let killed = kill(&scenario).await;
     scenario.controller().start_again();
-    scenario.landed(0, &rev, SOON).await;
-    let object = scenario.get(0);
-    let landings = object["status"]["history"].as_array().unwrap().len();
-    assert_eq!(landings, 2, "it landed once: {}", object["status"]["history"]);
+    killed.and_landed(&mut scenario, &rev).await;
     scenario
 }
 
@@ -51,17 +100,16 @@ async fn killed_while_copying() {
     let first = scenario.repository.head();
     scenario.apply(0, &json!({}));
     scenario.landed(0, &first, SOON).await;
-    scenario.hosts[0].slow_link("40mbit");
+    scenario.hosts[0].slow_link("16mbit");
     let rev = scenario.repository.commit(|fleet| {
         fleet.host("web-1").own = Some(Packages { count: 20, kib: 1024, kind: Fill::Random, rev: 2, changed: 20 });
     });
     scenario.request(0);
     doing(&scenario, 0, "Copying").await;
-    scenario.controller().kill();
+    let killed = kill(&scenario).await;
     scenario.hosts[0].full_speed();
     scenario.controller().start_again();
-    scenario.landed(0, &rev, SOON).await;
-    assert_eq!(scenario.get(0)["status"]["history"].as_array().unwrap().len(), 2);
+    killed.and_landed(&mut scenario, &rev).await;
     scenario.finish().await;
 }
 
@@ -96,10 +144,9 @@ async fn killed_while_committing() {
     scenario.request(0);
     let state = || scenario.hosts[0].shell("cut -d' ' -f1 /run/nixos-host-controller/state");
     until_true("the host to commit", SOON, || state().trim() == "committing").await;
-    scenario.controller().kill();
+    let killed = kill(&scenario).await;
     scenario.controller().start_again();
-    scenario.landed(0, &rev, SOON).await;
-    assert_eq!(scenario.get(0)["status"]["history"].as_array().unwrap().len(), 2, "it landed once");
+    killed.and_landed(&mut scenario, &rev).await;
     scenario.finish().await;
 }
 
@@ -113,9 +160,8 @@ async fn killed_while_resolving() {
     let rev = scenario.repository.commit(|fleet| fleet.host("web-1").rev = Some(2));
     scenario.request(0);
     until_true("a look at the remote to begin", SOON, || scenario.controller().executions().count("git", &["ls-remote"]) > looks).await;
-    scenario.controller().kill();
+    let killed = kill(&scenario).await;
     scenario.controller().start_again();
-    scenario.landed(0, &rev, SOON).await;
-    assert_eq!(scenario.get(0)["status"]["history"].as_array().unwrap().len(), 2, "it landed once");
+    killed.and_landed(&mut scenario, &rev).await;
     scenario.finish().await;
 }

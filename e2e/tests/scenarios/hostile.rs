@@ -11,7 +11,7 @@ use crate::cases::nowhere;
 use crate::{SOON, message};
 
 /// The fields that are strings, as JSON pointers; `%` in what stands behind it is where the hostile string goes.
-const FIELDS: [(&str, &str); 31] = [
+const FIELDS: [(&str, &str); 52] = [
     ("/metadata/name", "%"),
     ("/metadata/annotations/reconcile.fluxcd.io~1requestedAt", "%"),
     ("/spec/flake/url", "%"),
@@ -36,12 +36,33 @@ const FIELDS: [(&str, &str); 31] = [
     ("/spec/connection/jump/addresses/0", "%"),
     ("/spec/connection/jump/user", "%"),
     ("/spec/connection/jump/sshKeyRef/name", "%"),
+    ("/spec/connection/jump/hostKeys/0", "%"),
+    ("/spec/connection/jump/hostKeys/0", "ssh-ed25519 %"),
+    ("/spec/connection/jump/hostKeyPolicy", "%"),
+    ("/spec/healthChecks/0/name", "%"),
+    ("/spec/healthChecks/0/from", "%"),
+    ("/spec/healthChecks/0/timeout", "%"),
+    ("/spec/healthChecks/0/interval", "%"),
+    ("/spec/healthChecks/0/onFailure", "%"),
+    ("/spec/healthChecks/0/units/0", "%"),
+    ("/spec/healthChecks/0/units/0", "%.service"),
+    ("/spec/healthChecks/0/tcp/address", "%"),
+    ("/spec/healthChecks/0/http/scheme", "%"),
+    ("/spec/healthChecks/0/http/address", "%"),
+    ("/spec/healthChecks/0/http/host", "%"),
+    ("/spec/healthChecks/0/http/path", "/%"),
+    ("/spec/healthChecks/0/http/bodyContains", "%"),
+    ("/spec/healthChecks/0/command/0", "%"),
     ("/spec/interval", "%"),
     ("/spec/build/location", "%"),
     ("/spec/build/timeout", "%"),
     ("/spec/activation/mode", "%"),
     ("/spec/activation/activateWithin", "%"),
+    ("/spec/activation/commitWithin", "%"),
     ("/spec/activation/settle", "%"),
+    ("/spec/activation/onFailedUnits", "%"),
+    ("/spec/activation/reboot", "%"),
+    ("/spec/activation/rebootWithin", "%"),
     ("/spec/onDrift", "%"),
 ];
 
@@ -86,10 +107,23 @@ const REASONS: [&str; 10] = [
     "ResolveFailed",
 ];
 
+/// A health check that has this field.
+fn check(field: &str) -> Value {
+    let kind = match field.split('/').next().unwrap() {
+        "units" => json!({"units": ["ssh.service"]}),
+        "http" => json!({"http": {"scheme": "HTTP", "port": 8080, "address": "localhost", "host": "x", "path": "/", "bodyContains": "x"}}),
+        "command" => json!({"command": ["true"]}),
+        _ => json!({"tcp": {"port": 22, "address": "localhost"}}),
+    };
+    let mut check = json!({"name": "x", "from": "Host", "timeout": "1s", "interval": "1s", "onFailure": "Report"});
+    merge(&mut check, &kind);
+    check
+}
+
 /// One NixOSHost for each field and each string.
 fn hostile(scenario: &Scenario, canary: &str) -> Vec<Value> {
     let strings = strings(canary);
-    let jump = json!({"addresses": ["127.0.0.1"], "port": 1, "user": "root", "sshKeyRef": {"name": SSH_SECRET}, "hostKeys": [scenario.hosts[0].host_key()]});
+    let jump = json!({"addresses": ["127.0.0.1"], "port": 1, "user": "root", "sshKeyRef": {"name": SSH_SECRET}, "hostKeys": [scenario.hosts[0].host_key()], "hostKeyPolicy": "Pinned"});
     let mut items = Vec::new();
     for (row, (pointer, around)) in FIELDS.iter().enumerate() {
         for (column, string) in strings.iter().enumerate() {
@@ -98,7 +132,8 @@ fn hostile(scenario: &Scenario, canary: &str) -> Vec<Value> {
                 "spec": {
                     "flake": {"rev": null, "credentialsRef": null},
                     "connection": {"user": "root", "hostKeyPolicy": "Pinned"},
-                    "build": {"location": "Controller", "timeout": "1m"}, "activation": {"mode": "Switch", "activateWithin": "1m"}, "onDrift": "Correct",
+                    "build": {"location": "Controller", "timeout": "1m"}, "onDrift": "Correct",
+                    "activation": {"mode": "Switch", "activateWithin": "1m", "commitWithin": "1m", "onFailedUnits": "Revert", "reboot": "Never", "rebootWithin": "5m"},
                 },
             });
             let mut item = nowhere(scenario, &format!("hostile-{row}-{column}"), &full);
@@ -107,6 +142,9 @@ fn hostile(scenario: &Scenario, canary: &str) -> Vec<Value> {
             }
             if pointer.starts_with("/spec/connection/jump") {
                 merge(&mut item, &json!({"spec": {"connection": {"jump": jump}}}));
+            }
+            if let Some(field) = pointer.strip_prefix("/spec/healthChecks/0/") {
+                merge(&mut item, &json!({"spec": {"healthChecks": [check(field)]}}));
             }
             if *pointer == "/spec/flake/rev" {
                 merge(&mut item, &json!({"spec": {"flake": {"ref": null, "rev": "x"}}}));
@@ -162,6 +200,63 @@ async fn hostile_strings_are_refused_or_reported_and_nothing_runs() {
     assert_eq!(given, Vec::<&String>::new(), "no program was given any of it");
     assert_eq!(controller.metric("nixos_host_passes_total", &["outcome=\"panicked\""]), 0.0);
     assert!(!controller.log().contains("panicked"), "{}", controller.log());
+    scenario.finish().await;
+}
+
+/// Health checks that a host may have.
+const MOST_CHECKS: usize = 16;
+
+/// The health checks with a hostile string that the API server takes.
+fn accepted_checks(scenario: &Scenario, canary: &str) -> Vec<Value> {
+    let mut checks = Vec::new();
+    // A NUL no command line can carry: the controller refuses it
+    for string in strings(canary).into_iter().filter(|string| !string.contains('\0')) {
+        checks.push(json!({"command": [string]}));
+        checks.push(json!({"command": ["true", string]}));
+        checks.push(json!({"units": [string]}));
+        checks.push(json!({"units": [format!("{string}.service")]}));
+        checks.push(json!({"http": {"port": 22, "path": format!("/{string}")}}));
+        checks.push(json!({"http": {"port": 22, "bodyContains": string}}));
+    }
+    for (number, check) in checks.iter_mut().enumerate() {
+        merge(check, &json!({"name": format!("check-{number}"), "timeout": "2s", "retries": 0, "onFailure": "Report"}));
+    }
+    let items: Vec<Value> = checks
+        .iter()
+        .map(|check| nowhere(scenario, check["name"].as_str().unwrap(), &json!({"spec": {"suspend": true, "healthChecks": [check]}})))
+        .collect();
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
+    scenario.kubectl.attempt_apply(&list);
+    let there = scenario.kubectl.get(&["nixoshosts"]);
+    let names: BTreeSet<&str> = there["items"].as_array().unwrap().iter().filter_map(|item| item["metadata"]["name"].as_str()).collect();
+    checks.retain(|check| names.contains(check["name"].as_str().unwrap()));
+    scenario.kubectl.run(&["delete", "nixoshosts", "--all", "--timeout=60s"]);
+    checks
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_strings_in_health_checks_are_words_and_nothing_else_on_the_machine() {
+    let mut scenario = Scenario::builder().start().await;
+    let canary = format!("/tmp/pwned-{:016x}", rand::random::<u64>());
+    let checks = accepted_checks(&scenario, &canary);
+    let kinds = ["command", "units", "http"].map(|kind| checks.iter().filter(|check| check.get(kind).is_some()).count());
+    eprintln!("accepted, of each kind: {kinds:?}");
+    assert!(kinds[0] >= 10 && kinds[1] == 0 && kinds[2] >= 5, "commands and paths are free, units are not: {kinds:?}");
+    for (landing, some) in (0..).zip(checks.chunks(MOST_CHECKS)) {
+        let rev = scenario.repository.commit(|fleet| fleet.host("web-1").rev = Some(landing));
+        scenario.apply(0, &json!({"spec": {"healthChecks": some, "activation": {"commitWithin": "1m"}}}));
+        scenario.request(0);
+        until("it to land", SOON, || async {
+            let object = scenario.get(0);
+            let landed = object["status"]["flake"]["applied"]["rev"] == rev.as_str() && condition(&object, "Reconciling").is_none();
+            if landed { Ok(()) } else { Err(object["status"].to_string()) }
+        })
+        .await;
+    }
+    assert!(!std::path::Path::new(&canary).exists(), "something ran in the controller's world");
+    assert!(!scenario.hosts[0].exec(&["test", "-e", &canary]).status.success(), "something ran on the machine");
+    scenario.hosts[0].shell(&format!("touch${{IFS}}{canary}"));
+    assert!(scenario.hosts[0].exec(&["test", "-e", &canary]).status.success(), "the strings are ones that a shell would run");
     scenario.finish().await;
 }
 

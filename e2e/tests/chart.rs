@@ -115,6 +115,55 @@ async fn a_release_is_installed_upgraded_and_uninstalled_and_resources_stay() {
     assert_eq!(hosts(), before);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_from_the_first_crd_keeps_every_resource_without_a_step_by_hand() {
+    let plane = plane().await;
+    let kubeconfig = plane.kubeconfig();
+    let helm = |arguments: &[&str]| {
+        let output = chart::helm(&kubeconfig, arguments);
+        assert!(output.status.success(), "helm {}: {}{}", arguments.join(" "), output.stdout, output.stderr);
+    };
+    let earlier = fresh_directory("earlier").1.join("chart");
+    let copied = run(Command::new("cp").arg("-r").arg(chart::directory()).arg(&earlier));
+    assert!(copied.status.success(), "{}", copied.stderr);
+    write(earlier.join("files/crds/nixoshosts.yaml"), include_str!("../../crd/earlier/first.yaml"));
+    helm(&["install", chart::RELEASE, &earlier.display().to_string(), "--namespace", "infra"]);
+    let kubectl = plane.kubectl("infra");
+    kubectl.run(&["wait", "--for=condition=Established", "crd/nixoshosts.nixoshost.dev", "--timeout=60s"]);
+    // What the first version had in it, with a landing that is on its way
+    let spec = json!({
+        "flake": { "url": "github:example/fleet", "ref": "main", "attribute": "web" },
+        "connection": { "addresses": ["10.0.0.1"], "user": "deploy", "sshKeyRef": { "name": "fleet-ssh" }, "hostKeyPolicy": "TrustOnFirstUse" },
+        "activation": { "mode": "Switch", "commitWithin": "90s", "settle": "10s", "onFailedUnits": "Keep" },
+        "onDrift": "Correct", "interval": "1h", "suspend": true,
+    });
+    let host = json!({ "apiVersion": "nixoshost.dev/v1alpha1", "kind": "NixOSHost", "metadata": { "name": "web" }, "spec": spec });
+    kubectl.apply(&host.to_string());
+    let landing =
+        json!({ "id": "a-1", "bootId": "b", "system": "/nix/store/00000000000000000000000000000000-nixos-system-web", "revision": "main" });
+    let status = json!({ "status": {
+        "observedGeneration": 1, "hostKey": "ssh-ed25519 AAAA",
+        "stages": [{ "name": "Activate", "key": "0123456789abcdef", "outcome": "Failed", "landing": landing }],
+    }});
+    kubectl.run(&["patch", "nixoshost", "web", "--subresource=status", "--type=merge", "--patch", &status.to_string()]);
+    let parts = |object: &Value| {
+        [object["metadata"]["uid"].clone(), object["metadata"]["generation"].clone(), object["spec"].clone(), object["status"].clone()]
+    };
+    let before = parts(&kubectl.get(&["nixoshost", "web"]));
+    assert_eq!((&before[2], &before[3]), (&spec, &status["status"]), "the first CRD has all of these fields");
+    assert!(!kubectl.attempt(&["explain", "nixoshost.spec.healthChecks"]).status.success(), "and not this one");
+
+    helm(&["upgrade", chart::RELEASE, &chart::directory().display().to_string(), "--namespace", "infra"]);
+    nixos_host_e2e::wait::until_true("the new CRD to be served", std::time::Duration::from_secs(60), || {
+        kubectl.attempt(&["explain", "nixoshost.spec.healthChecks"]).status.success()
+    })
+    .await;
+    assert_eq!(parts(&kubectl.get(&["nixoshost", "web"])), before);
+    let check = json!([{ "name": "up", "tcp": { "port": 80 } }]);
+    kubectl.run(&["patch", "nixoshost", "web", "--type=merge", "--patch", &json!({ "spec": { "healthChecks": check } }).to_string()]);
+    assert_eq!(kubectl.get(&["nixoshost", "web"])["status"], before[3]);
+}
+
 /// A control plane with the admission policies of tests/values/fenced.yaml.
 async fn fenced() -> Arc<ControlPlane> {
     let plane = plane().await;

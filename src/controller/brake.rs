@@ -141,7 +141,10 @@ impl Brake {
         let of = ConfigMap::default().object_ref(&());
         let regarding = ObjectReference { name: Some(name.clone()), namespace: Some(namespace.clone()), ..of };
         let happened = match (before, state) {
-            (_, State::Set(reason)) => warning("BrakeSet", "Brake", format!("nothing is done for any host; {reason}")),
+            (_, State::Set(reason)) => {
+                let why = if reason.is_empty() { "its key reason does not say why".to_owned() } else { reason };
+                warning("BrakeSet", "Brake", format!("nothing is done for any host while its key stopped is true: {why}"))
+            }
             (State::Set(_), State::Released) => normal("BrakeReleased", "Brake", "all hosts go on".into()),
             _ => return,
         };

@@ -94,7 +94,10 @@ impl Reporter for StatusReporter {
     }
 
     async fn ask(&self) -> Result<(), Failure> {
-        let unknown = |error| nothing(&format!("whether the brake is set could not be read: {}", said(&error)));
+        let unknown = |error| {
+            let message = format!("nothing was begun on the machine, because whether the brake is set could not be read: {}", said(&error));
+            Failure::new(Reason::InternalError, message)
+        };
         self.brake.look().await.map_err(unknown)
     }
 
@@ -103,10 +106,10 @@ impl Reporter for StatusReporter {
         // Progress that waits to be written would take back what is stored now.
         self.doing(findings, stage, message.clone());
         let written = self.writer.write(|stored| self.context.status(stored, findings, State::Doing(stage, message.clone()))).await;
-        written.map(|_| ()).map_err(|error| nothing(&format!("it could not be written down first: {}", chain(&error))))
+        let unwritten = |error: WriteError| {
+            let message = format!("the next step on the machine waits, because it could not be written down first: {}", chain(&error));
+            Failure::new(Reason::InternalError, message)
+        };
+        written.map(|_| ()).map_err(unwritten)
     }
-}
-
-fn nothing(because: &str) -> Failure {
-    Failure::new(Reason::InternalError, format!("nothing was begun on the machine, because {because}"))
 }

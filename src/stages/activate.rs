@@ -96,8 +96,10 @@ pub(super) async fn finish<R: Reporter>(
         // The host refused to speak of it to us, and it is on its way all the same.
         on_host.id == landing.id && on_host.active && !on_host.state.is_final()
     });
-    let waits = pass.host().is_some_and(|host| reboot::booted_once(host, &landing));
-    let known = outcome.as_ref().err().is_none_or(|failure| !goes_on && !waits && !order::is_unknown(failure));
+    // It has booted, and could not be told yet that it is to wait.
+    let waits =
+        |failure: &Failure| failure.reason == Reason::InternalError && pass.host().is_some_and(|host| reboot::booted_once(host, &landing));
+    let known = outcome.as_ref().err().is_none_or(|failure| !goes_on && !waits(failure) && !order::is_unknown(failure));
     let outcome = pass.ended(stage, outcome.map_err(Stop::Failed), |activation| activation.toplevel.to_string());
     pass.findings.records.landing(Activate::NAME, (outcome.is_ok() || !known).then_some(landing));
     outcome

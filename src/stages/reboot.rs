@@ -23,13 +23,19 @@ use crate::world::Link;
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Whether the system has to be booted to land: the units that have failed so far, if so.
-pub async fn needed<R>(pass: &Pass<'_, R>, observed: &Observed, copied: &Copied) -> Result<Option<Vec<String>>, Stop> {
+pub async fn needed<R>(pass: &mut Pass<'_, R>, observed: &Observed, copied: &Copied) -> Result<Option<Vec<String>>, Stop> {
     let activation = pass.wish.activation;
-    let begun = order::begun(pass);
-    if begun.as_ref().is_some_and(|begun| begun.reboot == Some(true)) {
-        return Ok(begun.map(|begun| begun.failed_units));
+    if let Some(begun) = order::begun(pass) {
+        if begun.reboot != Some(true) {
+            return Ok(None);
+        }
+        if has_gone(&observed.host, &begun) || once(&observed.host, &copied.toplevel) {
+            return Ok(Some(begun.failed_units));
+        }
+        // The machine has not gone. Perhaps it was never to: what it had booted was to be taken over, and a person was quicker. That is no leave to reboot.
+        pass.findings.records.forget(Activate::NAME);
     }
-    if begun.is_some() || activation.mode != Mode::Switch {
+    if activation.mode != Mode::Switch {
         return Ok(None);
     }
     if once(&observed.host, &copied.toplevel) {
@@ -144,6 +150,11 @@ fn ordered<R>(pass: &Pass<'_, R>, begun: &LandingRef, new: StorePath, goal: Goal
     }
 }
 
+/// PURE. Whether the host has been told to go, or has gone.
+fn has_gone(host: &HostStatus, begun: &LandingRef) -> bool {
+    host.boot_id.as_deref() != Some(&*begun.boot_id) || host.landing.as_ref().is_some_and(|landing| landing.id == begun.id)
+}
+
 /// PURE. Whether the host has booted this system and would boot another one next.
 fn once(host: &HostStatus, system: &StorePath) -> bool {
     host.current.as_ref() == Some(system)
@@ -218,6 +229,24 @@ mod tests {
         assert_eq!(came_back(&host("2", NEW, OLD), &begun()), None);
         assert_eq!(came_back(&host("1", OLD, OLD), &begun()), None, "it has not gone yet");
         assert_eq!(came_back(&host("2", OLD, OLD), &begun()).map(|failure| failure.reason), Some(Reason::RebootFailed));
+    }
+
+    #[test]
+    fn what_was_only_written_down_is_no_leave_to_reboot() {
+        assert!(!has_gone(&host("1", OLD, OLD), &begun()));
+        assert!(has_gone(&host("2", OLD, OLD), &begun()), "it came back with the old system: that is not tried again");
+        let landing = crate::landing::Landing {
+            id: "a".into(),
+            active: true,
+            state: LandingState::Staging,
+            exit: None,
+            code: String::new(),
+            why: String::new(),
+            old: None,
+            new: None,
+            left: None,
+        };
+        assert!(has_gone(&HostStatus { landing: Some(landing), ..host("1", OLD, OLD) }, &begun()));
     }
 
     #[test]

@@ -126,6 +126,10 @@ impl Sim {
     }
 
     async fn land(self: &Arc<Self>, boot: u32, order: Ordered) -> Result<Answer, Gone> {
+        if order.mode == "reboot" {
+            let now = self.now();
+            self.monitor(|monitor| monitor.broken(now, 'a', "a reboot is ordered, and activation.reboot is Never"));
+        }
         if self.see(|machine| machine.files.id == order.id) {
             return match self.fence(order.epoch) {
                 Some(refusal) => Ok(refusal),

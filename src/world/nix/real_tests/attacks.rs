@@ -18,61 +18,84 @@ fn shows(expression: &str) -> String {
     format!(r#"{{ config.system.build.toplevel = throw "LEAK ${{toString ({expression})}}"; }}"#)
 }
 
-#[tokio::test]
-#[ignore = "needs nix, git and a store to write"]
-async fn no_expression_reads_the_controllers_files() {
-    let (world, secret) = (World::new(), new_secret());
-    let dir = world.path().join("secrets");
-    std::fs::create_dir_all(&dir).unwrap();
-    std::fs::write(dir.join("token"), &secret).unwrap();
-    std::fs::write(dir.join("flake.nix"), format!("{{ outputs = _: {{ x = \"{secret}\"; }}; }}")).unwrap();
-    let (dir, token) = (dir.to_str().unwrap().to_owned(), format!("{}/token", dir.display()));
-    let flat = run("nix-hash", &["--type", "sha256", "--flat", "--sri", &token]);
-    let recursive = run("nix-hash", &["--type", "sha256", "--sri", &dir]);
-    let one = run("nix-hash", &["--type", "sha256", "--sri", &token]);
-    let wrong = "sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
-    let local = world.commit("local", &[("token", &secret)]);
-    let repository = world.path().join("repositories/local").display().to_string();
-    let login = format!("machine localhost login bot password {secret}");
-    let netrc = {
-        let file = world.path().join("netrc");
-        std::fs::write(&file, &login).unwrap();
-        file.display().to_string()
-    };
-    let (netrc_flat, netrc_nar) =
-        (run("nix-hash", &["--type", "sha256", "--flat", "--sri", &netrc]), run("nix-hash", &["--type", "sha256", "--sri", &netrc]));
-    let mut attacks: Vec<String> = vec![
-        format!("builtins.readFile \"{token}\""),
-        format!("builtins.readFile (/. + \"{token}\")"),
-        "builtins.readFile /proc/self/environ".into(),
-        "builtins.getEnv \"NIX_CONFIG\"".into(),
-        format!("builtins.readFile (./. + \"/../../../..{token}\")"),
-        "builtins.readFile ./link".into(),
-        format!("import \"{token}\""),
-        format!("builtins.readDir \"{dir}\""),
-        format!("builtins.readFile (builtins.path {{ path = \"{token}\"; }})"),
-        format!("builtins.storePath \"{token}\""),
-        format!("builtins.readFile (builtins.filterSource (_: _: true) \"{token}\")"),
-        "builtins.exec [ \"/bin/cat\" \"/etc/passwd\" ]".into(),
-    ];
-    for hash in [&one, wrong] {
-        attacks.push(format!("builtins.readFile (builtins.path {{ path = \"{token}\"; sha256 = \"{hash}\"; }})"));
-        attacks.push(format!("builtins.readFile (builtins.fetchTree {{ type = \"path\"; path = \"{token}\"; narHash = \"{hash}\"; }})"));
-        attacks
-            .push(format!("builtins.readFile (builtins.fetchTree {{ type = \"file\"; url = \"file://{token}\"; narHash = \"{hash}\"; }})"));
+/// A hash that no file has.
+const WRONG: &str = "sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
+
+/// What there is to be read, and what its hashes are: who knows one may have it taken for fetched.
+struct Bait {
+    /// A directory that is a flake, and a file in it.
+    dir: String,
+    token: String,
+    /// A repository, and a revision of it.
+    repository: String,
+    local: String,
+    flat: String,
+    one: String,
+    recursive: String,
+    netrc_flat: String,
+    netrc_nar: String,
+}
+
+impl Bait {
+    /// `login` is the netrc that the process is given.
+    fn laid(world: &World, secret: &str, login: &str) -> Self {
+        let dir = world.path().join("secrets");
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("token"), secret).unwrap();
+        std::fs::write(dir.join("flake.nix"), format!("{{ outputs = _: {{ x = \"{secret}\"; }}; }}")).unwrap();
+        let (dir, token) = (dir.to_str().unwrap().to_owned(), format!("{}/token", dir.display()));
+        let netrc = world.path().join("netrc").to_str().unwrap().to_owned();
+        std::fs::write(&netrc, login).unwrap();
+        let of = |path: &str| run("nix-hash", &["--type", "sha256", "--sri", path]);
+        Self {
+            local: world.commit("local", &[("token", secret)]),
+            repository: world.path().join("repositories/local").display().to_string(),
+            flat: flat(&token),
+            one: of(&token),
+            recursive: of(&dir),
+            netrc_flat: flat(&netrc),
+            netrc_nar: of(&netrc),
+            dir,
+            token,
+        }
     }
-    for hash in [&flat, wrong] {
-        attacks.push(format!("builtins.readFile (builtins.fetchurl {{ url = \"file://{token}\"; sha256 = \"{hash}\"; }})"));
-    }
-    for hash in [&recursive, wrong] {
-        attacks.push(format!(
-            "builtins.readFile ((builtins.fetchTree {{ type = \"path\"; path = \"{dir}\"; narHash = \"{hash}\"; }}) + \"/token\")"
-        ));
-        attacks.push(format!("(builtins.getFlake \"path:{dir}?narHash=\" + builtins.replaceStrings [ \"+\" \"/\" \"=\" ] [ \"%2B\" \"%2F\" \"%3D\" ] \"{hash}\").x"));
-        let encoded = hash.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");
-        attacks.push(format!("(builtins.getFlake \"path:{dir}?narHash={encoded}\").x"));
-    }
-    attacks.extend([
+
+    fn attacks(&self) -> Vec<String> {
+        let (wrong, Self { dir, token, repository, local, flat, one, recursive, netrc_flat, netrc_nar }) = (WRONG, self);
+        let mut attacks: Vec<String> = vec![
+            format!("builtins.readFile \"{token}\""),
+            format!("builtins.readFile (/. + \"{token}\")"),
+            "builtins.readFile /proc/self/environ".into(),
+            "builtins.getEnv \"NIX_CONFIG\"".into(),
+            format!("builtins.readFile (./. + \"/../../../..{token}\")"),
+            "builtins.readFile ./link".into(),
+            format!("import \"{token}\""),
+            format!("builtins.readDir \"{dir}\""),
+            format!("builtins.readFile (builtins.path {{ path = \"{token}\"; }})"),
+            format!("builtins.storePath \"{token}\""),
+            format!("builtins.readFile (builtins.filterSource (_: _: true) \"{token}\")"),
+            "builtins.exec [ \"/bin/cat\" \"/etc/passwd\" ]".into(),
+        ];
+        for hash in [one, wrong] {
+            attacks.push(format!("builtins.readFile (builtins.path {{ path = \"{token}\"; sha256 = \"{hash}\"; }})"));
+            attacks
+                .push(format!("builtins.readFile (builtins.fetchTree {{ type = \"path\"; path = \"{token}\"; narHash = \"{hash}\"; }})"));
+            attacks.push(format!(
+                "builtins.readFile (builtins.fetchTree {{ type = \"file\"; url = \"file://{token}\"; narHash = \"{hash}\"; }})"
+            ));
+        }
+        for hash in [flat, wrong] {
+            attacks.push(format!("builtins.readFile (builtins.fetchurl {{ url = \"file://{token}\"; sha256 = \"{hash}\"; }})"));
+        }
+        for hash in [recursive, wrong] {
+            attacks.push(format!(
+                "builtins.readFile ((builtins.fetchTree {{ type = \"path\"; path = \"{dir}\"; narHash = \"{hash}\"; }}) + \"/token\")"
+            ));
+            attacks.push(format!("(builtins.getFlake \"path:{dir}?narHash=\" + builtins.replaceStrings [ \"+\" \"/\" \"=\" ] [ \"%2B\" \"%2F\" \"%3D\" ] \"{hash}\").x"));
+            let encoded = hash.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");
+            attacks.push(format!("(builtins.getFlake \"path:{dir}?narHash={encoded}\").x"));
+        }
+        attacks.extend([
         format!("builtins.readFile ((builtins.fetchGit {{ url = \"{repository}\"; rev = \"{local}\"; }}) + \"/token\")"),
         format!("builtins.readFile ((builtins.fetchGit {{ url = \"file://{repository}\"; rev = \"{local}\"; }}) + \"/token\")"),
         format!("builtins.readFile ((builtins.fetchTree {{ type = \"git\"; url = \"file://{repository}\"; rev = \"{local}\"; }}) + \"/token\")"),
@@ -80,26 +103,43 @@ async fn no_expression_reads_the_controllers_files() {
         "builtins.fetchGit { url = \"ext::sh -c touch% /tmp/nhc-owned\"; rev = \"0123456789012345678901234567890123456789\"; }".into(),
         "builtins.fetchGit { url = \"ssh://-oProxyCommand=touch%20/tmp/nhc-owned/x\"; rev = \"0123456789012345678901234567890123456789\"; }".into(),
     ]);
-    // The netrc that the process itself was given.
-    for path in ["/proc/self/fd/9", "/dev/fd/9", &format!("/proc/{}/fd/9", std::process::id())] {
-        for hash in [&netrc_flat, &netrc_nar, wrong] {
-            let encoded = hash.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");
-            attacks.push(format!("builtins.readFile (builtins.fetchurl {{ url = \"file://{path}\"; sha256 = \"{hash}\"; }})"));
-            attacks.push(format!("builtins.readFile (builtins.fetchTree {{ type = \"path\"; path = \"{path}\"; narHash = \"{hash}\"; }})"));
-            attacks.push(format!("builtins.readFile (builtins.getFlake \"path:{path}?narHash={encoded}\").outPath"));
-            attacks.push(format!("builtins.readFile (builtins.getFlake \"file+file://{path}?narHash={encoded}\").outPath"));
+        // The netrc that the process itself was given.
+        for path in ["/proc/self/fd/9", "/dev/fd/9", &format!("/proc/{}/fd/9", std::process::id())] {
+            for hash in [netrc_flat, netrc_nar, wrong] {
+                let encoded = hash.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");
+                attacks.push(format!("builtins.readFile (builtins.fetchurl {{ url = \"file://{path}\"; sha256 = \"{hash}\"; }})"));
+                attacks.push(format!(
+                    "builtins.readFile (builtins.fetchTree {{ type = \"path\"; path = \"{path}\"; narHash = \"{hash}\"; }})"
+                ));
+                attacks.push(format!("builtins.readFile (builtins.getFlake \"path:{path}?narHash={encoded}\").outPath"));
+                attacks.push(format!("builtins.readFile (builtins.getFlake \"file+file://{path}?narHash={encoded}\").outPath"));
+            }
         }
+        attacks
     }
+}
+
+/// The hash of a file's content.
+fn flat(path: &str) -> String {
+    run("nix-hash", &["--type", "sha256", "--flat", "--sri", path])
+}
+
+#[tokio::test]
+#[ignore = "needs nix, git and a store to write"]
+async fn no_expression_reads_the_controllers_files() {
+    let (world, secret) = (World::new(), new_secret());
+    let login = format!("machine localhost login bot password {secret}");
+    let bait = Bait::laid(&world, &secret, &login);
+    let attacks = bait.attacks();
     let shown = new_secret();
     std::fs::write(world.path().join("repositories/shown.tar.gz"), &shown).unwrap();
-    let shown_flat =
-        run("nix-hash", &["--type", "sha256", "--flat", "--sri", world.path().join("repositories/shown.tar.gz").to_str().unwrap()]);
+    let shown_flat = flat(world.path().join("repositories/shown.tar.gz").to_str().unwrap());
     let mut hosts: Vec<(String, String)> = attacks.iter().enumerate().map(|(i, attack)| (format!("a{i}"), shows(attack))).collect();
     let asks =
-        format!("builtins.readFile (builtins.fetchurl {{ url = \"https://{}/shown.tar.gz\"; sha256 = \"{wrong}\"; }})", world.host());
+        format!("builtins.readFile (builtins.fetchurl {{ url = \"https://{}/shown.tar.gz\"; sha256 = \"{WRONG}\"; }})", world.host());
     hosts.extend([("reads".to_owned(), shows("builtins.readFile ./shown")), ("asks".to_owned(), shows(&asks))]);
     let hosts: Vec<(&str, &str)> = hosts.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-    let link = format!("-> {token}");
+    let link = format!("-> {}", bait.token);
     world.commit("evil", &[("flake.nix", &flake(&hosts)), ("link", &link), ("shown", &shown)]);
     let nix = world.nix().await;
     assert!(nix.confined(), "this test needs Landlock");
@@ -112,7 +152,7 @@ async fn no_expression_reads_the_controllers_files() {
     };
     let results = futures::future::join_all((0..attacks.len()).map(|i| ask(format!("a{i}")))).await;
     // Nix says what it got in either way of writing.
-    let hashes: Vec<String> = [&flat, &one, &recursive, &netrc_flat, &netrc_nar, &shown_flat]
+    let hashes: Vec<String> = [&bait.flat, &bait.one, &bait.recursive, &bait.netrc_flat, &bait.netrc_nar, &shown_flat]
         .into_iter()
         .flat_map(|hash| [hash.clone(), format!("sha256:{}", run("nix-hash", &["--to-base32", "--type", "sha256", hash]))])
         .collect();

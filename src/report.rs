@@ -357,6 +357,7 @@ fn kept(trusts: bool, seen: Option<&String>, before: Option<&String>) -> Option<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stage::Records;
     use crate::world::nix::Evaluated;
 
     const OLD: &str = "/nix/store/00000000000000000000000000000000-nixos-system-web-old";
@@ -445,11 +446,11 @@ mod tests {
     fn a_request_is_done_with_when_a_landing_begins_or_the_pass_ends() {
         let landing = |id: &str| nixos_host_api::LandingRef { id: id.into(), system: NEW.into(), ..Default::default() };
         let with = |id: &str| {
-            let mut records = crate::stage::Records::default();
+            let mut records = Records::default();
             records.began("Activate", "k".into(), landing(id));
             records
         };
-        let handled = |before: &NixOSHostStatus, records: crate::stage::Records, state: State| {
+        let handled = |before: &NixOSHostStatus, records: Records, state: State| {
             let findings = Findings { records, ..findings(Ok(OLD)) };
             let mut report = report(before, &findings, state, 1);
             report.requested_at = Some("again");
@@ -457,12 +458,12 @@ mod tests {
         };
         let (none, begun) = (NixOSHostStatus::default(), NixOSHostStatus { stages: with("a").as_slice().to_vec(), ..Default::default() });
         let doing = || State::Doing(Reason::Building, String::new());
-        assert!(!handled(&none, Default::default(), doing()), "who comes after a crash finds it again");
+        assert!(!handled(&none, Records::default(), doing()), "who comes after a crash finds it again");
         assert!(!handled(&none, with("a"), State::Suspended) && !handled(&none, with("a"), State::Braked(String::new())));
         assert!(handled(&none, with("a"), doing()), "one request, one landing");
         assert!(!handled(&begun, with("a"), doing()), "that one was begun before");
         assert!(handled(&begun, with("b"), doing()));
-        assert!(handled(&none, Default::default(), State::Settled(Verdict::UpToDate(String::new()))));
+        assert!(handled(&none, Records::default(), State::Settled(Verdict::UpToDate(String::new()))));
     }
 
     #[test]

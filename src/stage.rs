@@ -164,10 +164,10 @@ impl Records {
                 && record.reason.as_deref() == Some(failure.reason.as_str())
                 && record.message.as_deref() == Some(&failure.message)
         };
-        if !self.0.iter().any(|record| record.name != BETWEEN && is(record)) {
-            self.failed(BETWEEN, String::new(), failure);
-        } else {
+        if self.0.iter().any(|record| record.name != BETWEEN && is(record)) {
             self.forget(BETWEEN);
+        } else {
+            self.failed(BETWEEN, String::new(), failure);
         }
         self.0.iter_mut().filter(|record| record.name != OBSERVE && !is(record)).for_each(|record| record.failures = None);
     }

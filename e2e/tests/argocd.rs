@@ -77,7 +77,7 @@ async fn fails_and_is_tried_again(scenario: &mut Scenario, application: &Applica
     application.health("web-1", "Degraded", "this snippet fails on purpose", SOON).await;
     dump(scenario, "testdata/degraded.yaml");
     let failed = scenario.get(0)["status"]["history"].as_array().unwrap().len();
-    act(&application, "retry");
+    act(application, "retry");
     until("another try", SOON, || async {
         let history = scenario.get(0)["status"]["history"].clone();
         if history.as_array().unwrap().len() > failed { Ok(()) } else { Err(history.to_string()) }
@@ -99,19 +99,19 @@ async fn lands_the_next(scenario: &mut Scenario, application: &Application<'_>) 
 
 /// What a person does; in the end the host runs the first revision again.
 async fn obeys_a_person(scenario: &Scenario, application: &Application<'_>, first: &str) {
-    act(&application, "reconcile");
+    act(application, "reconcile");
     until("the request to be handled", SOON, || async {
         let handled = scenario.get(0)["status"]["lastHandledReconcileAt"].as_str().unwrap_or_default().to_owned();
         if handled.starts_with("By Argo CD at: 20") { Ok(()) } else { Err(handled) }
     })
     .await;
-    act(&application, "suspend");
+    act(application, "suspend");
     application.health("web-1", "Suspended", "", SOON).await;
     scenario.condition(0, "Ready", "False", Some("Suspended"), SOON).await;
     dump(scenario, "testdata/suspended.yaml");
-    act(&application, "resume");
+    act(application, "resume");
     application.health("web-1", "Healthy", "", SOON).await;
-    act(&application, "rollback");
+    act(application, "rollback");
     scenario.landed(0, first, SOON).await;
     application.health("web-1", "Healthy", &first[..7], SOON).await;
     dump(scenario, "actions/testdata/rolled-back.yaml");

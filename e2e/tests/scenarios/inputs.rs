@@ -266,12 +266,14 @@ async fn private_flakes_of_hosting_services_land_with_a_token_and_not_without() 
     let mut scenario = Scenario::builder().hosts(3).start().await;
     let token = format!("token-{:016x}", rand::random::<u64>());
     let forge = Forge::start(scenario.repository.directory(), &token).await;
-    let tokens = |token: &str| format!("github.com={token} gitlab.com=PAT:{token} git.sr.ht={token}");
-    scenario.kubectl.secret("tokens", "Opaque", &[("access-tokens", &tokens(&token))]);
-    scenario.kubectl.secret("wrong", "Opaque", &[("access-tokens", &tokens("wrong"))]);
+    let tokens = |token: &str| [format!("github.com={token}"), format!("gitlab.com=PAT:{token}"), format!("git.sr.ht={token}")];
+    scenario.kubectl.secret("wrong", "Opaque", &[("access-tokens", &tokens("wrong").join(" "))]);
     let urls = ["github:example/fleet", "gitlab:example/fleet", "sourcehut:~example/fleet"];
-    for (index, url) in urls.iter().enumerate() {
-        scenario.apply(index, &json!({"spec": {"flake": {"url": url, "credentialsRef": {"name": "tokens"}}, "interval": "5s"}}));
+    for (index, (url, token)) in urls.iter().zip(tokens(&token)).enumerate() {
+        // A Secret, and with it a cache, for each: Nix knows the tree of a revision by now wherever it came from, and would not ask another service.
+        let secret = format!("tokens-{index}");
+        scenario.kubectl.secret(&secret, "Opaque", &[("access-tokens", &token)]);
+        scenario.apply(index, &json!({"spec": {"flake": {"url": url, "credentialsRef": {"name": secret}}, "interval": "5s"}}));
     }
     let none = |url: &str| flake(json!({"url": url}));
     let wrong = |url: &str| flake(json!({"url": url, "credentialsRef": {"name": "wrong"}}));

@@ -128,11 +128,14 @@ impl Host {
         self.shell(&format!("umount -l {path} && umount -l /small{path}"));
     }
 
-    /// The end of [`Host::small_filesystem`]: what was written meanwhile stays, what was removed stays removed.
+    /// The end of [`Host::small_filesystem`]: there is room at once, and what was written meanwhile stays, what was removed stays removed. Beneath a landing that
+    /// writes there nothing is moved: its end is waited for.
     pub fn room_again(&self, path: &str) {
         self.unfill(path);
         self.shell(&format!(
-            "umount -l {path} && cd /small{path}/upper && find . -type c -exec rm -rf '{path}/{{}}' ';' -exec rm '{{}}' ';' && \
+            "mount -o remount,size=64m /small{path}; for _ in $(seq 600); do \
+             case $(systemctl is-active nixos-host-controller-landing.service) in inactive|failed) break;; esac; sleep 0.1; done; \
+             umount -l {path} && cd /small{path}/upper && find . -type c -exec rm -rf '{path}/{{}}' ';' -exec rm '{{}}' ';' && \
              cp -dR --preserve=mode,timestamps . {path}/ && cd / && umount -l /small{path}"
         ));
     }

@@ -62,7 +62,7 @@ impl Torture {
             if self.is_over(index, new) || began.elapsed() > SEEN_WITHIN {
                 return false;
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 

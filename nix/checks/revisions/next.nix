@@ -1,0 +1,1 @@
+{ environment.etc.revision.text = "next"; }

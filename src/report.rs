@@ -122,10 +122,12 @@ impl Report<'_> {
         self.host().and_then(|host| host.landing.as_ref()).is_some_and(|landing| landing.active && !landing.state.is_final())
     }
 
-    /// Whether what runs is what is landing: it may have been applied earlier, and may go all the same.
+    /// Whether what runs is what is landing: it may have been applied earlier, and may go all the same. Also where the landing's service is gone without a
+    /// last word (the machine shuts down, perhaps), unless what runs boots too.
     fn probation(&self) -> bool {
-        let landing = self.host().filter(|_| self.landing()).and_then(|host| Some((host.landing.as_ref()?, host)));
-        landing.is_some_and(|(landing, host)| landing.new.is_some() && landing.new == host.current)
+        let Some((host, landing)) = self.host().and_then(|host| Some((host, host.landing.as_ref()?))) else { return false };
+        let runs = landing.new.is_some() && landing.new == host.current;
+        !landing.state.is_final() && runs && (landing.active || host.boot_default != host.current)
     }
 
     /// Whether the wanted system runs, as read from the host.
@@ -141,7 +143,7 @@ impl Report<'_> {
         let attempted = self.findings.locked.as_ref().map(applied_flake).or(before.attempted.clone());
         let runs_before = self.previous.system.as_ref().is_some_and(|previous| previous.current == system.current);
         let applied = match () {
-            () if self.runs_desired(system) && !self.landing() => attempted.clone(),
+            () if self.runs_desired(system) && !self.landing() && !self.probation() => attempted.clone(),
             () if runs_before && !self.probation() => before.applied,
             () => None,
         };
@@ -357,6 +359,7 @@ fn kept(trusts: bool, seen: Option<&String>, before: Option<&String>) -> Option<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::landing::{Landing, LandingState};
     use crate::stage::Records;
     use crate::world::nix::Evaluated;
 
@@ -469,21 +472,29 @@ mod tests {
     #[test]
     fn a_system_on_probation_runs_and_is_neither_applied_nor_drift() {
         let mut found = findings(Ok(NEW));
-        let landing = crate::landing::Landing {
+        let landing = Landing {
             id: "a".into(),
             active: true,
-            state: crate::landing::LandingState::Activated,
+            state: LandingState::Activated,
             exit: Some(0),
             code: String::new(),
             why: String::new(),
             old: None,
-            new: None,
+            new: NEW.parse().ok(),
             left: None,
         };
+        let dead = Landing { active: false, state: LandingState::Reverting, ..landing.clone() };
         found.host = Some(Ok(HostStatus { landing: Some(landing), ..host(NEW) }));
         let now = status(&NixOSHostStatus::default(), &found, State::Doing(Reason::Verifying, String::new()), 1);
         assert_eq!((now.flake.as_ref().unwrap().applied.as_ref(), now.revision.as_deref()), (None, Some("main@bbbbbbb")));
         assert!(said(&now).contains(&"Drifted=False NoDrift".to_owned()), "{:?}", said(&now));
+        // The machine shuts down in the middle of the revert: whether this stays is not to be seen
+        found.host = Some(Ok(HostStatus { landing: Some(dead.clone()), boot_default: OLD.parse().ok(), ..host(NEW) }));
+        let now = status(&NixOSHostStatus::default(), &found, State::Doing(Reason::Verifying, String::new()), 1);
+        assert_eq!(now.flake.unwrap().applied, None);
+        found.host = Some(Ok(HostStatus { landing: Some(dead), boot_default: NEW.parse().ok(), ..host(NEW) }));
+        let now = status(&NixOSHostStatus::default(), &found, State::Doing(Reason::Verifying, String::new()), 1);
+        assert!(now.flake.unwrap().applied.is_some(), "but where it boots it stays");
     }
 
     #[test]

@@ -147,7 +147,9 @@ impl Monitor {
         (self.person_current, self.person_default) = (None, None);
         let mut proved = false;
         if order.mode != "boot" {
-            proved = self.proved.remove(&order.new);
+            // Also before another landing of it, which somebody overtook.
+            let overtaken = self.landing.as_ref().is_some_and(|before| before.proved && before.order.new == order.new);
+            proved = self.proved.remove(&order.new) || overtaken;
             self.proved.insert(old);
         }
         self.landing = Some(Armed { order: order.clone(), old, default, at: now, proved, activated: None });

@@ -127,9 +127,9 @@ dry() {
 # ---- asking ----
 
 refuse() { say "refused: $1: $2"; exit "$3"; }
-busy() { # [WHO]: or another landing, by its id. The file may still be that of the one before; the description is as atomic as the name
-  ! alive $U || refuse busy "another landing is running: $(unit $U Description)" 75
-  refuse busy "${1:-another landing has just ended}" 75
+busy() { # [WHO]: or another landing, by its id, of pid 1: one that only begins has no processes yet, and the file is of the one before
+  who=$(unit $U Description)
+  case $who in ''|"$U.service") refuse busy "${1:-another landing has just ended}" 75;; *) refuse busy "another landing is running: $who" 75;; esac
 }
 fence() { # EPOCH: an older one is refused; a newer one is remembered, so that whoever led before may ask for nothing more
   take $D/epoch

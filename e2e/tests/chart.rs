@@ -229,11 +229,14 @@ async fn the_policies_refuse_strange_hands_on_the_brake() {
     };
     kubectl.run(&["create", "role", "writers", "--verb=create", "--resource=configmaps"]);
     kubectl.run(&["create", "rolebinding", "writers", "--role=writers", "--user=ada", "--user=eve", "--group=on-call"]);
-    nixos_host_e2e::wait::until_true("the users to have their rights", std::time::Duration::from_secs(60), || {
-        brake("other", &["--as=eve"]).status.success() && brake("other", &["--as=ada"]).status.success()
+    let name = "fleet-nixos-host-controller-brake";
+    // Rights and policies are in force a moment after they were written
+    nixos_host_e2e::wait::until_true("rights and policies to be in force", std::time::Duration::from_secs(60), || {
+        brake("other", &["--as=eve"]).status.success()
+            && brake("other", &["--as=ada"]).status.success()
+            && !brake(name, &["--as=eve"]).status.success()
     })
     .await;
-    let name = "fleet-nixos-host-controller-brake";
     assert!(brake(name, &["--as=ada"]).status.success());
     assert!(brake(name, &["--as=bob", "--as-group=on-call"]).status.success());
     let refusal = brake(name, &["--as=eve"]);

@@ -108,9 +108,7 @@ impl Torture {
             Fault::PowerCut => (host.power_cut(), host.power_on()).1,
             Fault::Reboot => host.reboot().await,
             Fault::PersonSwitches => {
-                // The base system, which every host has
-                let booted = host.output(&["readlink", "-f", "/nix/var/nix/profiles/system-1-link"]);
-                host.switch(&booted, "test");
+                host.switch(&self.base(index), "test");
             }
             Fault::ApiServerKilled => {
                 let _one = self.shared.lock().await;
@@ -135,6 +133,11 @@ impl Torture {
             }
             Fault::System(_) => {}
         }
+    }
+
+    /// The base system, which every host has.
+    pub(crate) fn base(&self, index: usize) -> String {
+        self.host(index).output(&["readlink", "-f", "/nix/var/nix/profiles/system-1-link"])
     }
 
     /// A word of the landing's state; nothing while it is off. Read from outside: a process in the host would be too slow for a short moment.

@@ -77,7 +77,7 @@ async fn each_values_file_passes_lint_and_the_api_server_without_a_warning() {
         let warned = applied.stderr.contains("would violate PodSecurity");
         assert!(!warned || name == "sandboxed", "{name}: {}", applied.stderr);
         assert!(warned || !applied.stderr.contains("Warning"), "{name}: {}", applied.stderr);
-        let deleted = kubectl(&["delete", "--wait=false", "--filename"]);
+        let deleted = kubectl(&["delete", "--timeout=60s", "--filename"]);
         assert!(deleted.status.success(), "{name}: {}", deleted.stderr);
     }
 }

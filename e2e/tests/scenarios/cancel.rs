@@ -85,7 +85,9 @@ async fn a_suspend_a_newer_spec_and_a_deletion_leave_no_process_behind() {
 /// Whether a host's landing has ended on `system`: it runs, and is what boots next.
 fn has_ended_on(host: &Host, state: &str, system: &str) {
     assert_eq!(host.shell("cat /run/nixos-host-controller/state").trim(), state, "{}", host.name());
-    assert_eq!(host.unit_state("nixos-host-controller-landing.service"), "inactive", "{}", host.name());
+    // Past its last word nothing of it changes the host, while it closes down
+    let unit = host.unit_state("nixos-host-controller-landing.service");
+    assert!(["inactive", "deactivating"].contains(&&*unit), "{} is {unit}", host.name());
     assert_eq!([host.current_system(), host.boot_default()], [system, system], "{}", host.name());
 }
 

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use super::clients::{REQUEST_WITHIN, said};
 use super::complaint::Complaint;
+use super::guarded::Undecodable;
 use super::status::MANAGER;
 use crate::clock::{Clock, human};
 
@@ -148,6 +149,21 @@ impl Events {
         for one in happened {
             self.about(object.object_ref(&()), one);
         }
+    }
+
+    /// Tells that a NixOSHost is left alone, because this controller cannot read it.
+    pub(super) fn undecodable(&self, Undecodable { metadata, why }: &Undecodable) {
+        let regarding = ObjectReference {
+            api_version: Some(NixOSHost::api_version(&()).into()),
+            kind: Some(NixOSHost::kind(&()).into()),
+            name: metadata.name.clone(),
+            namespace: metadata.namespace.clone(),
+            uid: metadata.uid.clone(),
+            resource_version: metadata.resource_version.clone(),
+            field_path: None,
+        };
+        let note = format!("left alone, since this controller cannot read it (is it older than the CRD?): {why}");
+        self.about(regarding, warning(Reason::InvalidSpec.as_str(), "Decode", note));
     }
 
     /// Hands over what happened to anything.

@@ -5,12 +5,15 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use nixos_host_api::{NixOSHost, REQUESTED_AT};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+
+use super::guarded::Undecodable;
 
 /// Namespace and name.
 pub(super) type Key = (String, String);
@@ -23,8 +26,10 @@ pub(super) enum Newest {
     /// It cannot be read, since a newer CRD allowed what this controller does not know. An older version of it says nothing of what is wanted now
     /// (it may be suspended): nothing is done but to see to its deletion.
     Undecodable {
-        /// What can be read of any object.
-        metadata: Arc<ObjectMeta>,
+        /// What can be said of it.
+        undecodable: Arc<Undecodable>,
+        /// Whether a person was told of this generation of it.
+        told: Arc<AtomicBool>,
         /// How it was when it could be read last: its status is still so.
         before: Option<Arc<NixOSHost>>,
     },
@@ -35,7 +40,7 @@ impl Newest {
     pub(super) fn metadata(&self) -> &ObjectMeta {
         match self {
             Self::Decoded(object) => &object.metadata,
-            Self::Undecodable { metadata, .. } => metadata,
+            Self::Undecodable { undecodable, .. } => &undecodable.metadata,
         }
     }
 
@@ -80,8 +85,8 @@ impl Hosts {
     }
 
     /// The same of one that cannot be decoded.
-    pub(super) fn put_undecodable(&self, metadata: ObjectMeta) -> Option<Task> {
-        self.note(Newest::Undecodable { metadata: Arc::new(metadata), before: None })
+    pub(super) fn put_undecodable(&self, undecodable: Undecodable) -> Option<Task> {
+        self.note(Newest::Undecodable { undecodable: Arc::new(undecodable), told: Arc::default(), before: None })
     }
 
     fn note(&self, mut newest: Newest) -> Option<Task> {
@@ -94,7 +99,14 @@ impl Hosts {
                 (Some(before), Newest::Decoded(now)) => {
                     distrusted = host_keys(before).zip(host_keys(now)).any(|(before, now)| before.is_some() && now.is_none());
                 }
-                (known, Newest::Undecodable { before, .. }) => *before = known.cloned(),
+                (known, Newest::Undecodable { before, told, .. }) => {
+                    *before = known.cloned();
+                    if let Newest::Undecodable { told: already, .. } = &entry.newest
+                        && entry.inputs == inputs
+                    {
+                        *told = Arc::clone(already);
+                    }
+                }
                 (None, Newest::Decoded(_)) => {}
             }
             entry.newest = newest;
@@ -177,6 +189,8 @@ fn inputs(newest: &Newest) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use nixos_host_api::NixOSHostStatus;
 
     use super::*;
@@ -205,18 +219,28 @@ mod tests {
         }
     }
 
+    fn undecodable(generation: i64) -> Undecodable {
+        Undecodable { metadata: host(generation, None).metadata, why: String::new() }
+    }
+
     #[test]
     fn what_cannot_be_decoded_cancels_the_pass_in_flight_and_lets_none_begin_until_it_can_be() {
         let (hosts, parent) = (Hosts::default(), CancellationToken::new());
         let task = hosts.put(host(1, None)).unwrap();
         let pass = hosts.begin(&task.key, &parent).unwrap().1;
-        assert!(hosts.put_undecodable(host(2, None).metadata).is_none(), "it has its task");
+        assert!(hosts.put_undecodable(undecodable(2)).is_none(), "it has its task");
         assert!(pass.is_cancelled());
         let (newest, pass) = hosts.begin(&task.key, &parent).unwrap();
-        assert!(matches!(&newest, Newest::Undecodable { metadata, .. } if metadata.generation == Some(2)));
+        assert!(matches!(&newest, Newest::Undecodable { undecodable, .. } if undecodable.metadata.generation == Some(2)));
         assert_eq!(hosts.all().len(), 1, "metrics go on telling its status");
-        assert!(hosts.put_undecodable(host(2, None).metadata).is_none());
+        let told = |newest: &Newest| matches!(newest, Newest::Undecodable { told, .. } if told.swap(true, Ordering::Relaxed));
+        assert!(!told(&newest));
+        assert!(hosts.put_undecodable(undecodable(2)).is_none());
         assert!(!pass.is_cancelled(), "nothing is new");
+        assert!(told(&hosts.begin(&task.key, &parent).unwrap().0), "nor is it told again");
+        assert!(hosts.put_undecodable(undecodable(3)).is_none());
+        let (newest, pass) = hosts.begin(&task.key, &parent).unwrap();
+        assert!(!told(&newest));
         // A controller that is newer, or an object as it was.
         assert!(hosts.put(host(2, None)).is_none());
         assert!(pass.is_cancelled());
@@ -226,7 +250,7 @@ mod tests {
     #[test]
     fn what_could_never_be_decoded_has_a_task_for_its_deletion() {
         let hosts = Hosts::default();
-        let task = hosts.put_undecodable(host(1, None).metadata).unwrap();
+        let task = hosts.put_undecodable(undecodable(1)).unwrap();
         assert!(hosts.all().is_empty());
         hosts.remove(&task.key);
         assert!(task.gone.is_cancelled());

@@ -10,6 +10,7 @@ mod complaint;
 mod election;
 mod events;
 mod finalizer;
+mod guarded;
 mod hosts;
 mod next;
 mod pass;

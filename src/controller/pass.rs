@@ -1,6 +1,7 @@
 //! One pass for one resource: what Kubernetes says in, one status out.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
@@ -35,7 +36,16 @@ pub(super) async fn run(
     if newest.metadata().deletion_timestamp.is_some() {
         return end(controller, &api, newest.metadata()).await;
     }
-    let Newest::Decoded(object) = newest else { return Ok(Next::Wait) };
+    let object = match newest {
+        Newest::Decoded(object) => object,
+        Newest::Undecodable { undecodable, told, .. } => {
+            // Its status stays as it was: this is the one place where whoever asks what became of it finds an answer.
+            if !told.swap(true, Ordering::Relaxed) {
+                controller.events.undecodable(undecodable);
+            }
+            return Ok(Next::Wait);
+        }
+    };
     *stored = std::mem::take(stored).newest(object);
     let asked;
     let object = if stored.is_ahead_of(object) {

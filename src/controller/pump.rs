@@ -5,19 +5,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use kube::core::DeserializeGuard;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Resource};
-use nixos_host_api::NixOSHost;
 use tokio::sync::mpsc;
 
 use super::clients::{WATCH_SECONDS, said};
 use super::complaint::Complaint;
+use super::guarded::Guarded;
 use super::hosts::{Hosts, Key, Task, key};
 use crate::clock::Clock;
 use crate::metrics::Metrics;
-
-type Guarded = DeserializeGuard<NixOSHost>;
 
 /// Feeds `hosts` from the API for ever, and sends a task for each new one. `ready` is set after the first whole list.
 pub(super) async fn run(
@@ -121,12 +118,12 @@ impl Pump {
                 if let Some(annotations) = &mut object.metadata.annotations {
                     annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
                 }
-                self.hosts.put(object)
+                self.hosts.put(*object)
             }
-            Err(invalid) => {
+            Err(undecodable) => {
                 self.metrics.undecodable();
-                tracing::error!(namespace = %key.0, name = %key.1, "this NixOSHost cannot be decoded and is left alone: {}", invalid.error);
-                self.hosts.put_undecodable(invalid.metadata)
+                tracing::error!(namespace = %key.0, name = %key.1, "this NixOSHost cannot be decoded and is left alone: {}", undecodable.why);
+                self.hosts.put_undecodable(undecodable)
             }
         };
         if let Some(task) = new {

@@ -159,6 +159,17 @@ async fn an_object_that_does_not_decode_harms_only_itself() {
     let undecodable = || scenario.controller().metric("nixos_host_undecodable_total", &[]);
     until_true("the object to be counted as one that does not decode", SOON, || undecodable() >= 1.0).await;
     assert!(scenario.controller().log().contains(&name(1)), "the log names it");
+    // That was its first generation, and there is another one below
+    let told = || {
+        let events = scenario.kubectl.get(&["events", "--field-selector", &format!("reason=InvalidSpec,involvedObject.name={}", name(1))]);
+        events["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|event| event["message"].as_str().unwrap().contains("spec.connection.port: invalid value"))
+            .count()
+    };
+    until_true("an Event to say what cannot be read", SOON, || told() == 1).await;
     scenario.apply(0, &json!({}));
     scenario.landed(0, &rev, SOON).await;
     assert!(condition(&scenario.get(1), "Ready").is_none(), "nothing was said about what could not be read");
@@ -178,6 +189,7 @@ async fn an_object_that_does_not_decode_harms_only_itself() {
         if current == before { Ok(()) } else { Err(current) }
     })
     .await;
+    assert_eq!(told(), 2, "once for each generation");
     scenario.kubectl.run(&["delete", "nixoshost", &name(1), "--timeout=15s"]);
     scenario.finish().await;
 }

@@ -4,7 +4,15 @@
 
 # boot_default [ROOT]: which loader the firmware starts is not always to be seen, so all whose files are found have to agree.
 boot_default() {
-  root=${1:-} others=count
+  root=${1:-}
+  # Store paths have no white space
+  # shellcheck disable=SC2046
+  set -- $(boot_defaults)
+  for other do [ "$other" = "$1" ] || set -- Unknown; done
+  echo "${1:-Unknown}"
+}
+boot_defaults() {
+  others=count
   case $(efi_variable LoaderInfo) in systemd-boot*) others=are-leftovers;; esac
   for boot in "$root"/boot "$root"/boot?* "$root"/boot/efi "$root"/efi; do
     [ ! -f "$boot/loader/loader.conf" ] || systemd_boot_default "$boot" || echo Unknown
@@ -13,7 +21,7 @@ boot_default() {
     [ ! -f "$boot/extlinux/extlinux.conf" ] || extlinux_default "$boot/extlinux/extlinux.conf" || echo Unknown
     # limine, rEFInd, and the Raspberry Pi's firmware where it starts the kernel itself
     for other in limine EFI/refind cmdline.txt firmware/cmdline.txt; do [ ! -e "$boot/$other" ] || echo Unknown; done
-  done | awk '!seen[$0]++ { found = $0; n++ } END { print (n == 1 ? found : "Unknown") }'
+  done
 }
 
 # The system of the init= in what is read; fails unless there is exactly one.

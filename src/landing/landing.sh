@@ -34,13 +34,15 @@ LOCK=/run/nixos/switch-to-configuration.lock
 say() { echo "landing: $*"; }
 take() { word=; [ ! -r "$1" ] || read -r word <"$1"; }               # the first line of a file, into $word; read strips the padding
 get() { take "$D/$1"; echo "$word"; }
+is() { take "$D/$1"; [ "$word" = "$2" ]; }                           # `is state activated`; `is code ""` where there is none
 tell() { take "$2"; echo "$1=$word"; }
 put() { printf '%-250.250s\n' "$2" 1<>"$D/$1"; }                     # overwrites in place: a full /run cannot stop it
-state() { put state "$1"; ring answer; }
+state() { put state "$1"; ring answer; }                             # `put state` alone where nobody waits for that
 ring() { [ ! -p "$D/$1" ] || printf . 1<>"$D/$1"; }
 hear() { if [ -p "$D/$1" ]; then timeout 1 head -c 1 <&9 >/dev/null 2>&1; else sleep 0.2; fi; }    # after `listen` to it
 listen() { [ ! -p "$D/$1" ] || exec 9<>"$D/$1"; }
 now() { read -r up _ </proc/uptime; echo "${up%.*}"; }               # immune to a clock that jumps
+in_time() { take $D/deadline; read -r up _ </proc/uptime; [ "${up%.*}" -lt "$word" ]; }
 current() { readlink -f /run/current-system; }
 unit() { timeout 30 systemctl show -p "$2" --value "$1" 2>/dev/null; }
 alive() { # whether a service has processes, or is between two of its commands: its control group says so without a question to pid 1
@@ -76,7 +78,7 @@ left() { # how long a landing still waits for its commit, in seconds
 # Whether one system boots what another one does not: what NixOS itself compares, with the parameters and the interface of init. A file that both lack is equal
 differs() { # A B
   # shellcheck disable=SC2046
-  set -- "$1" "$2" $(for file in kernel initrd kernel-modules; do readlink -m "$1/$file" "$2/$file"; done)
+  set -- "$1" "$2" $(readlink -m "$1/kernel" "$2/kernel" "$1/initrd" "$2/initrd" "$1/kernel-modules" "$2/kernel-modules")
   for pair in "$3 $4" "$5 $6" "$7 $8"; do
     left=${pair% *} right=${pair#* }
     [ "${left#"$1/"}" = "${right#"$2/"}" ] || return 0
@@ -101,7 +103,7 @@ verify() {
   status brief
   # What maintenance is can be seen without a question to pid 1; only after a boot there may be something that still starts
   if alive emergency || alive rescue; then echo "running=maintenance"
-  elif [ "$(get mode)" = booted ]; then echo "running=$(systemctl is-system-running 2>/dev/null)"; fi
+  elif is mode booted; then echo "running=$(systemctl is-system-running 2>/dev/null)"; fi
   troubled=$(troubled | grep -vxF -f "$D/failed-before" | head -n 20)
   restarts=
   [ "${1:-}" != restarts ] || restarts=$(timeout 30 systemctl show -p Id -p NRestarts '*.service' 2>/dev/null |
@@ -138,7 +140,7 @@ fence() { # EPOCH: an older one is refused; a newer one is remembered, so that w
 }
 land() {
   id=$1 epoch=$2 new=$3 mode=$4 activate=$5 commit=$6; shift 6
-  [ "$(get id)" != "$id" ] || { fence "$epoch"; return 0; }            # also where it has ended: it is not begun once more
+  ! is id "$id" || { fence "$epoch"; return 0; }                       # also where it has ended: it is not begun once more
   { [ -x "$new/bin/switch-to-configuration" ] && [ -f "$new/nixos-version" ]; } || refuse invalid "$new is not a NixOS system" 65
   case $(timeout 30 systemctl is-system-running) in stopping|maintenance) refuse not-ready "the host is stopping or in maintenance" 75;; esac
   ! alive $U || busy
@@ -163,27 +165,27 @@ land() {
     -p "ExecStopPost=-/bin/sh $D/script _revert $id" -p "ExecStopPost=-/bin/sh $D/script _last $id" \
     /bin/sh $D/script _run "$id" "$epoch" "$new" "$mode" "$activate" "$commit"; then
     tries=0
-    while [ "$(get id)" != "$id" ] && [ ! -e $D/refused ] && [ $tries -lt 10 ]; do hear answer; tries=$((tries + 1)); done
+    while ! is id "$id" && [ ! -e $D/refused ] && [ $tries -lt 10 ]; do hear answer; tries=$((tries + 1)); done
     [ ! -e $D/refused ] || refuse "$(cut -d' ' -f1 $D/refused)" "$(cut -d' ' -f2- $D/refused)" 75
     return 0
   fi
-  [ "$(get id)" = "$id" ] || busy
+  is id "$id" || busy
 }
 # Until the state is one in which something is up to the controller, or the landing has gone.
-settled() { case $(get state) in activated|rebooting|committed|reverted|superseded|failed) true;; *) ! alive $U;; esac; }
+settled() { take $D/state; case $word in activated|rebooting|committed|reverted|superseded|failed) true;; *) ! alive $U;; esac; }
 wait_() {
   listen answer
-  tries=0; while [ "$(get id)" = "$1" ] && [ $tries -lt 20 ] && ! settled; do hear answer; tries=$((tries + 1)); done
-  if [ "$(get id)" = "$1" ] && [ "$(get state)" = activated ] && alive $U; then status brief; else status; fi
+  tries=0; while is id "$1" && [ $tries -lt 20 ] && ! settled; do hear answer; tries=$((tries + 1)); done
+  if is id "$1" && is state activated && alive $U; then status brief; else status; fi
 }
 ask() { # VERB ID EPOCH
-  [ "$(get id)" = "$2" ] || refuse other "the landing here is $(get id)" 75
+  is id "$2" || refuse other "the landing here is $word" 75
   fence "$3"
   listen answer
   put "$1" "$2" && ring bell || refuse cannot-write "cannot write to $D" 73
   tries=0
   while [ $tries -lt 400 ] && alive $U; do
-    case $(get state) in committed|reverted|superseded) break;; esac
+    take $D/state; case $word in committed|reverted|superseded) break;; esac
     hear answer; tries=$((tries + 1))
   done
   status
@@ -208,12 +210,12 @@ run() {
   [ "$mode" != boot ] || { lock || fail commit-failed "another switch-to-configuration is running"; commit_; exit; }
   [ "$mode" != reboot ] || reboot_
   [ "$mode" != booted ] || { put rc 0; put deadline $(($(now) + commit)); state activated; }
-  [ "$(get state)" = activated ] || activate
+  is state activated || activate
   while :; do
-    [ "$(get state)" != activating ] || watch_activation
-    [ "$(get revert)" != "$id" ] || fail asked "the controller asked for the old system"
-    if [ "$(get state)" = activated ] && lock && [ "$(get commit)" = "$id" ]; then commit_; exit; fi
-    [ "$(now)" -lt "$(get deadline)" ] || past_deadline
+    ! is state activating || watch_activation
+    ! is revert "$id" || fail asked "the controller asked for the old system"
+    if is state activated && lock && is commit "$id"; then commit_; exit; fi
+    in_time || past_deadline
     hear bell
   done
 }
@@ -228,7 +230,7 @@ activate() {
 # boot. Whoever does not make it the default then, for whatever reason, gets the old system with the boot after it.
 reboot_() {
   lock || fail commit-failed "another switch-to-configuration is running"
-  state staging
+  put state staging
   timeout 120 nix-env -p $P --set "$new" || fail commit-failed "nix-env --set failed on $P"
   unlock
   stc "$old" boot 300 || fail commit-failed "switch-to-configuration boot exited with $?"
@@ -241,24 +243,24 @@ reboot_() {
   say "rebooting into $new, once"
   timeout 10 systemctl reboot --no-block || fail reboot-failed "systemctl reboot failed"
   # The shutdown ends this service, and with it this loop
-  while [ "$(now)" -lt "$(get deadline)" ]; do sleep 1; done
+  while in_time; do sleep 1; done
   fail reboot-failed "the machine did not shut down"
 }
 watch_activation() {
-  if [ -n "$(get rc)" ]; then
+  if ! is rc ""; then
     # Exit codes are no verdict, but all except 0 and 4 (switched, a unit failed) mean that something was not done.
-    case $(get rc) in 0|4) ;; *) fail activation-failed "switch-to-configuration test exited with $(get rc)";; esac
+    case $word in 0|4) ;; *) fail activation-failed "switch-to-configuration test exited with $word";; esac
     put deadline $(($(now) + $(get window))); state activated
   elif ! alive $A; then
     sleep 1
-    [ -n "$(get rc)" ] || alive $A || fail activation-killed "the activation was killed"
+    ! is rc "" || alive $A || fail activation-killed "the activation was killed"
   fi
 }
 past_deadline() {
   # A pid 1 that does not answer cannot run a revert, but the next boot can
   timeout 15 systemctl show -p Version >/dev/null || [ "$(boot_default)" != "$old" ] || { sync & sleep 3; systemctl --force --force reboot; }
-  [ "$(get state)" != activated ] || [ $locked = yes ] || fail not-committed "another switch-to-configuration was running until the deadline"
-  [ "$(get state)" = activated ] && fail not-committed "nobody committed in time: the controller could not reach or verify the new system"
+  ! is state activated || [ $locked = yes ] || fail not-committed "another switch-to-configuration was running until the deadline"
+  ! is state activated || fail not-committed "nobody committed in time: the controller could not reach or verify the new system"
   fail activation-timeout "the activation did not end in time"
 }
 # From the end of the activation until its own call of `boot` the landing holds the lock that every switch-to-configuration takes: whoever
@@ -271,7 +273,7 @@ commit_() { # profile, then boot: `boot` makes only a generation of the profile 
     boot) [ "$(current)" = "$old" ] || fail superseded "somebody else switched";;
     *) [ "$(current)" = "$new" ] || fail superseded "somebody else switched to $(current)";;
   esac
-  state committing
+  put state committing
   if [ "$mode" != test ]; then
     timeout 120 nix-env -p $P --set "$new" || fail commit-failed "nix-env --set failed on $P"
     unlock
@@ -293,9 +295,9 @@ flush() { # what the next boot needs reaches the disk, of the file systems that 
 # ---- the way back. All its waits together stay below TimeoutStopSec: past that pid 1 would end `revert` and not begin `last` ----
 
 revert() { # ExecStopPost: whatever ended the landing, unless it committed the host goes back
-  [ "$(get id)" = "$1" ] || return 0
+  is id "$1" || return 0
   began=no
-  case $(get state) in
+  take $D/state; case $word in
     armed|activating|activated|reverting) ;;
     committing|staging) began=yes;;
     rebooting) [ "$(timeout 10 systemctl is-system-running)" != stopping ] || return 0; began=yes;;    # on its way; otherwise it will not be
@@ -304,9 +306,9 @@ revert() { # ExecStopPost: whatever ended the landing, unless it committed the h
   mode=$(get mode) old=$(get old) new=$(get new) profile=$(get profile)
   # First of all, whoever switched meanwhile: an activation that goes on would switch once more, with nobody left to go back. One that has
   # ended is not in that unit any more, but perhaps a person's nixos-rebuild is
-  [ "$(get state)" != activating ] || [ -n "$(get rc)" ] || { timeout 10 systemctl kill -s KILL $A 2>/dev/null; timeout 20 systemctl stop $A 2>/dev/null; }
+  ! is state activating || ! is rc "" || { timeout 10 systemctl kill -s KILL $A 2>/dev/null; timeout 20 systemctl stop $A 2>/dev/null; }
   ours || return 0
-  [ -n "$(get code)" ] || { put code killed; put why "the landing was stopped or killed"; }
+  ! is code "" || { put code killed; put why "the landing was stopped or killed"; }
   state reverting
   say "going back to $old: $(get why)"
   # A profile that is neither what was there nor what this landing set is a person's
@@ -359,13 +361,13 @@ leave_emergency() { # the bus is dead there, and the real switch-to-configuratio
   timeout 10 systemctl start --no-block default.target
   patiently 20 timeout 5 busctl status >/dev/null 2>&1
 }
-home() { [ "$(current)" = "$(get old)" ] && { [ "$(get target)" != active ] || timeout 10 systemctl is-active --quiet default.target; }; }
+home() { is old "$(current)" && { ! is target active || timeout 10 systemctl is-active --quiet default.target; }; }
 last() { # second ExecStopPost: if even the revert did not come through, boot the old system
-  [ "$(get id)" = "$1" ] || return 0
-  case $(get state) in committed|reverted|superseded|failed|rebooting|"") return 0;; esac
+  is id "$1" || return 0
+  take $D/state; case $word in committed|reverted|superseded|failed|rebooting|"") return 0;; esac
   [ "$(timeout 10 systemctl is-system-running)" != stopping ] || return 0
-  [ "$(boot_default)" = "$(get old)" ] || { state failed; say "cannot reboot into the old system: the boot default is $(boot_default)"; return 0; }
-  [ "$(get mode)" != boot ] || { state reverted; return 0; }
+  is old "$(boot_default)" || { state failed; say "cannot reboot into the old system: the boot default is $(boot_default)"; return 0; }
+  ! is mode boot || { state reverted; return 0; }
   say "rebooting into $(get old): $(get why)"
   # This must end for an orderly reboot to go on: what forces one lives in a unit that the shutdown does not wait for
   systemd-run --quiet --collect --no-ask-password -p DefaultDependencies=no -p IgnoreOnIsolate=yes /bin/sh $D/script _force

@@ -35,23 +35,27 @@ pub(crate) async fn measure(into: Rows) {
     };
     let mut revision = 0;
     for run in 0..=RUNS {
-        let mut times = [0.0; 2];
+        let (mut times, mut processor) = ([0.0; 2], [0.0; 2]);
         for side in if run % 2 == 0 { [0, 1] } else { [1, 0] } {
             revision += 1;
             let rev = repository.commit(|all| fleet(all, revision));
             let toplevel = repository.toplevel(&rev, "web-1");
             host.host.receive(&toplevel);
             calm().await;
-            let began = Instant::now();
+            let (began, used) = (Instant::now(), processor_time(&[host.host.name()]));
             if side == 0 {
                 host.land(revision, &toplevel).await;
             } else {
                 host.switch(&toplevel).await;
             }
             times[side] = began.elapsed().as_secs_f64();
+            processor[side] = (processor_time(&[host.host.name()]) - used) * 1e3;
             assert_eq!((host.host.current_system(), host.host.boot_default()), (toplevel.clone(), toplevel));
         }
-        say(&format!("protocol {run}: {:.2} s, {:.2} s", times[0], times[1]));
+        say(&format!(
+            "protocol {run}: {:.2} s (processor {:.0} ms), {:.2} s (processor {:.0} ms)",
+            times[0], processor[0], times[1], processor[1]
+        ));
         // The first of each fills the host's caches
         if run > 0 {
             row.ours.push(times[0]);

@@ -104,7 +104,8 @@ verify() {
   # What maintenance is can be seen without a question to pid 1; only after a boot there may be something that still starts
   if alive emergency || alive rescue; then echo "running=maintenance"
   elif is mode booted; then echo "running=$(systemctl is-system-running 2>/dev/null)"; fi
-  troubled=$(troubled | grep -vxF -f "$D/failed-before" | head -n 20)
+  troubled=$(troubled)
+  [ -z "$troubled" ] || troubled=$(echo "$troubled" | grep -vxF -f "$D/failed-before" | head -n 20)
   restarts=
   [ "${1:-}" != restarts ] || restarts=$(timeout 30 systemctl show -p Id -p NRestarts '*.service' 2>/dev/null |
     awk -F= '$1 == "Id" { id = $2 } $1 == "NRestarts" { n = $2 } NF == 0 { if (n > 0) print id ":" n; n = 0 } END { if (n > 0) print id ":" n }' | head -n 50)
@@ -144,7 +145,7 @@ land() {
   { [ -x "$new/bin/switch-to-configuration" ] && [ -f "$new/nixos-version" ]; } || refuse invalid "$new is not a NixOS system" 65
   case $(timeout 30 systemctl is-system-running) in stopping|maintenance) refuse not-ready "the host is stopping or in maintenance" 75;; esac
   ! alive $U || busy
-  [ ! -e $LOCK ] || flock -s -n $LOCK true || busy "another switch-to-configuration is running"
+  [ ! -e $LOCK ] || flock -s -n 8 8<$LOCK || busy "another switch-to-configuration is running"
   ! alive $A || busy "a nixos-rebuild is running"
   old=$(current) default=$(boot_default)
   [ "$mode" != booted ] || { [ "$old" = "$new" ] && [ "$(readlink -f /run/booted-system)" = "$new" ] && old=$default; } || refuse not-booted "$new was not booted" 75
@@ -152,7 +153,7 @@ land() {
   [ "$default" = "$old" ] || [ "$default" = Unknown ] || [ "$mode" = boot ] || [ "$default" = "$(readlink -f $P)" ] ||
     refuse boot-default "the boot default is $default, not what runs: a crash now would not bring $old back" 78
   # Somebody else may be at the same at this moment
-  mkdir -p $D && { [ -p $D/answer ] || mkfifo $D/bell $D/answer 2>/dev/null || [ -p $D/answer ]; } || refuse cannot-write "cannot write to $D" 73
+  { [ -d $D ] || mkdir -p $D; } && { [ -p $D/answer ] || mkfifo $D/bell $D/answer 2>/dev/null || [ -p $D/answer ]; } || refuse cannot-write "cannot write to $D" 73
   # By rename: a shell reads its script while it runs it.
   printf '%s\n' "$script" >$D/script.$$ && mv -f $D/script.$$ $D/script || refuse cannot-write "cannot write to $D" 73
   [ ! -e $D/refused ] || rm -f $D/refused
@@ -197,9 +198,9 @@ stc() { system=$1 goal=$2 limit=$3; NIXOS_NO_CHECK=1 NIXOS_INSTALL_BOOTLOADER=0 
 not_now() { echo "$*" >$D/refused; ring answer; exit 0; }
 run() {
   id=$1 epoch=$2 new=$3 mode=$4 activate=$5 commit=$6 old=$(current) profile=$(readlink -f $P)
-  last=$(get epoch)
-  [ "$epoch" -ge "${last:-0}" ] || not_now "fenced epoch $epoch is older than $last"
-  mkdir -p $G && ln -sfn "$old" $G/old && ln -sfn "$new" $G/new || not_now "cannot-write cannot write to $G"
+  take $D/epoch
+  [ "$epoch" -ge "${word:-0}" ] || not_now "fenced epoch $epoch is older than $word"
+  { [ -d $G ] || mkdir -p $G; } && ln -sfn "$old" $G/old && ln -sfn "$new" $G/new || not_now "cannot-write cannot write to $G"
   [ "$mode" != booted ] || { old=$(boot_default); profile=$old; }      # the profile was moved before the boot
   if [ "$mode" = booted ]; then cat $D/baseline >$D/failed-before 2>/dev/null; else troubled >$D/failed-before; fi
   for word in code why rc commit revert deadline; do put $word "" || not_now "cannot-write cannot write to $D"; done
@@ -265,9 +266,9 @@ past_deadline() {
 }
 # From the end of the activation until its own call of `boot` the landing holds the lock that every switch-to-configuration takes: whoever
 # switches by hand meanwhile is refused (exit code 11), and there is no race between the look at the current system and the commit.
-open_lock() { locked=no; mkdir -p "${LOCK%/*}" && exec 8>>$LOCK; }
+open_lock() { locked=no; { [ -d "${LOCK%/*}" ] || mkdir -p "${LOCK%/*}"; } && exec 8>>$LOCK; }
 lock() { [ $locked = yes ] || { flock -n 8 && locked=yes; }; }
-unlock() { flock -u 8; locked=no; }
+unlock() { exec 8>&-; locked=no; }                                    # nobody else has it open: no process of ours is left running
 commit_() { # profile, then boot: `boot` makes only a generation of the profile the default. Then read back: its exit code is no proof.
   case $mode in
     boot) [ "$(current)" = "$old" ] || fail superseded "somebody else switched";;

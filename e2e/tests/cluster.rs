@@ -8,7 +8,7 @@ use std::{path::PathBuf, process::Command, time::Duration};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use nixos_host_e2e::{
     Cluster, Host, Kubectl, Scenario,
-    cluster::{Image, Volume, volume::STORAGE_CLASS},
+    cluster::{Image, NODE, Volume, volume::STORAGE_CLASS},
     flake::{
         fleet::activation,
         server::{SERVER_NAME, authority},
@@ -24,6 +24,8 @@ use serde_json::{Value, json};
 const NAMESPACE: &str = "nixos-host-controller";
 const RELEASE: &str = "fleet";
 const POD: &str = "fleet-nixos-host-controller-0";
+const PODS: [&str; 2] = [POD, "fleet-nixos-host-controller-1"];
+const LEASE: &str = "fleet-nixos-host-controller";
 const HOSTS: usize = 3;
 const SOON: Duration = Duration::from_secs(120);
 
@@ -162,13 +164,14 @@ async fn a_restricted_pod_lands_hosts_and_recovers_from_what_happens_to_pods() {
     an_upgrade_during_a_landing_hands_over(&mut release, &mut scenario, &images[1]).await;
     a_deleted_pod_comes_back(&release, &mut scenario).await;
     a_dead_kubelet_harms_nobody(&release, &mut scenario).await;
+    another_replica_goes_on(&mut release, &mut scenario).await;
     garbage_is_collected_and_a_full_volume_recovers(&mut release, &mut scenario, &volume, &images).await;
 
     another_machine_builds(&mut release, &mut scenario).await;
 
     release.helm(&["uninstall", RELEASE]);
     until_true("the pod to end", SOON, || release.pod().is_none()).await;
-    all_landed(&scenario, &scenario.repository.head(), 7).await;
+    all_landed(&scenario, &scenario.repository.head(), 8).await;
     builds_are_sandboxed_where_pods_have_user_namespaces(&mut release, &mut scenario).await;
     scenario.finish().await;
 }
@@ -222,6 +225,34 @@ async fn a_dead_kubelet_harms_nobody(release: &Release<'_>, scenario: &mut Scena
     all_landed(scenario, &rev, 4).await;
 }
 
+/// Two replicas with a volume each: the one that leads is gone in the middle of a landing, and the other one brings it to its end.
+async fn another_replica_goes_on(release: &mut Release<'_>, scenario: &mut Scenario) {
+    Volume::create(release.cluster, "store-1", 1000);
+    let leader = |release: &Release<'_>| {
+        let lease = release.kubectl.get(&["lease", LEASE]);
+        let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned();
+        PODS.into_iter().find(|pod| holder.starts_with(pod)).unwrap_or_else(|| panic!("{holder:?} is none of {PODS:?}"))
+    };
+    let first = leader(release);
+    release.values["replicas"] = 2.into();
+    release.apply("upgrade", &["--wait", "--timeout=2m"]);
+    assert_eq!(leader(release), first, "a standby took over from a leader that was well");
+    let rev = begin_landing(scenario, 5).await;
+    // The node takes no new pod: the one in its place would lead as well as the standby
+    release.kubectl.run(&["cordon", NODE]);
+    release.kubectl.run(&["delete", "pod", first, "--grace-period=0", "--force"]);
+    all_landed(scenario, &rev, 5).await;
+    let second = PODS.into_iter().find(|pod| *pod != first).unwrap();
+    assert_eq!(leader(release), second);
+    let log = release.kubectl.run(&["logs", second]);
+    let landed = log.lines().filter(|line| line.contains(r#""reason":"Landed""#) && line.contains(&rev[..7]));
+    assert_eq!(landed.count(), HOSTS, "{second} landed not all of them:\n{log}");
+    release.kubectl.run(&["uncordon", NODE]);
+    release.values["replicas"] = 1.into();
+    release.apply("upgrade", &["--wait", "--timeout=2m"]);
+    until_true("the second replica to end", SOON, || !release.kubectl.attempt(&["get", "pod", PODS[1]]).status.success()).await;
+}
+
 async fn garbage_is_collected_and_a_full_volume_recovers(
     release: &mut Release<'_>,
     scenario: &mut Scenario,
@@ -232,7 +263,7 @@ async fn garbage_is_collected_and_a_full_volume_recovers(
     assert!(on_volume(first) && on_volume(second));
     volume.fill_up_to(80);
     let rev = begin_landing(scenario, 1).await;
-    all_landed(scenario, &rev, 5).await;
+    all_landed(scenario, &rev, 6).await;
     assert!(!on_volume(first), "the first image's controller was not collected");
     assert!(on_volume(second), "the running controller was collected");
 
@@ -256,7 +287,7 @@ async fn garbage_is_collected_and_a_full_volume_recovers(
     release.pod_ready("a pod of another image on a full volume", |new| uid(new) != uid(&pod)).await;
     assert!(on_volume(third) && !on_volume(second));
     volume.unfill();
-    all_landed(scenario, &rev, 6).await;
+    all_landed(scenario, &rev, 7).await;
     // By hand, what hosts run stays as well
     release.kubectl.run(&["exec", POD, "--", "nix-store", "--gc"]);
     for host in &scenario.hosts {
@@ -285,7 +316,7 @@ async fn another_machine_builds(release: &mut Release<'_>, scenario: &mut Scenar
     release.apply("upgrade", &[]);
     release.pod_ready("a pod that builds elsewhere", |pod| uid(pod) != before).await;
     let rev = begin_landing(scenario, 1).await;
-    all_landed(scenario, &rev, 7).await;
+    all_landed(scenario, &rev, 8).await;
     for host in &scenario.hosts {
         assert!(builder.store_paths().contains(&host.current_system()), "{} was not built on the builder", host.current_system());
     }
@@ -309,5 +340,5 @@ async fn builds_are_sandboxed_where_pods_have_user_namespaces(release: &mut Rele
     let refused = policy("restricted", &["--dry-run=server"]).stderr;
     assert!(refused.contains("violate the new PodSecurity enforce level") && refused.contains("procMount"), "{refused}");
     let rev = begin_landing(scenario, 1).await;
-    all_landed(scenario, &rev, 8).await;
+    all_landed(scenario, &rev, 9).await;
 }

@@ -162,7 +162,9 @@ impl Events {
             resource_version: metadata.resource_version.clone(),
             field_path: None,
         };
-        let note = format!("left alone, since this controller cannot read it (is it older than the CRD?): {why}");
+        let note = format!(
+            "left alone, since this controller cannot read {why}; change that field, or install the controller that belongs to the CRD"
+        );
         self.about(regarding, warning(Reason::InvalidSpec.as_str(), "Decode", note));
     }
 

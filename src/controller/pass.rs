@@ -36,16 +36,7 @@ pub(super) async fn run(
     if newest.metadata().deletion_timestamp.is_some() {
         return end(controller, &api, newest.metadata()).await;
     }
-    let object = match newest {
-        Newest::Decoded(object) => object,
-        Newest::Undecodable { undecodable, told, .. } => {
-            // Its status stays as it was: this is the one place where whoever asks what became of it finds an answer.
-            if !told.swap(true, Ordering::Relaxed) {
-                controller.events.undecodable(undecodable);
-            }
-            return Ok(Next::Wait);
-        }
-    };
+    let Some(object) = readable(controller, newest) else { return Ok(Next::Wait) };
     *stored = std::mem::take(stored).newest(object);
     let asked;
     let object = if stored.is_ahead_of(object) {
@@ -93,6 +84,19 @@ pub(super) async fn run(
     }
     controller.events.tell(object, happened(&before, &stored.status));
     Ok(next)
+}
+
+/// The resource, if it can be read. What cannot be keeps its status as it was: an Event is where whoever asks what became of it finds an answer.
+fn readable<'n>(controller: &Controller, newest: &'n Newest) -> Option<&'n Arc<NixOSHost>> {
+    match newest {
+        Newest::Decoded(object) => Some(object),
+        Newest::Undecodable { undecodable, told, .. } => {
+            if !told.swap(true, Ordering::Relaxed) {
+                controller.events.undecodable(undecodable);
+            }
+            None
+        }
+    }
 }
 
 fn context(controller: &Controller, object: &NixOSHost, before: &nixos_host_api::NixOSHostStatus) -> Context {

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use nixos_host_e2e::scenario::{condition, name};
 use serde_json::Value;
 
-use crate::faults::Stage;
-use crate::{ACTIVATE_WITHIN, COMMIT_WITHIN, Torture};
+use crate::faults::{Fault, Stage};
+use crate::{ACTIVATE_WITHIN, COMMIT_WITHIN, Torture, Trial};
 
 /// What a host has on top of its own deadlines to be back.
 const GRACE: u64 = 30;
@@ -39,7 +39,7 @@ impl Torture {
     }
 
     /// Within its own deadlines the host answers with no landing going on any more, and is on a system that it was or was to be on.
-    pub(crate) async fn answers(&self, index: usize, stage: Option<Stage>, old: &str, new: &str) -> Result<(), String> {
+    pub(crate) async fn answers(&self, index: usize, (fault, stage): Trial, old: &str, new: &str) -> Result<(), String> {
         let limit = match stage {
             Some(Stage::Verify | Stage::Commit) => COMMIT_WITHIN + GRACE,
             _ => ACTIVATE_WITHIN + COMMIT_WITHIN + GRACE,
@@ -51,7 +51,7 @@ impl Torture {
             let host = self.host(index);
             let found = if host.init().is_some() { host.ssh(&[ended]).stdout.trim().to_owned() } else { String::new() };
             if !found.is_empty() {
-                let known = [old, new].contains(&&*found) || found.contains("nixos-system-base");
+                let known = [old, new].contains(&&*found) || (fault == Fault::PersonSwitches && found == self.base(index));
                 return if known { Ok(()) } else { Err(format!("runs {found:?}, neither {old} nor {new}")) };
             }
             if began.elapsed() > Duration::from_secs(limit) {
@@ -64,7 +64,7 @@ impl Torture {
     /// The status comes to say what the host runs: the new system, or one it had before, the old or the person's, with a reason.
     ///
     /// While the control plane itself is broken, for all hosts, nobody's status can become true: that time does not count.
-    pub(crate) async fn is_true(&self, index: usize, old: &str, new: &str) -> Result<String, String> {
+    pub(crate) async fn is_true(&self, index: usize, fault: Fault, old: &str, new: &str) -> Result<String, String> {
         let (mut undisturbed, mut looked, mut last) = (Duration::ZERO, Instant::now(), Value::Null);
         loop {
             let host = self.host(index);
@@ -85,7 +85,8 @@ impl Torture {
                     return Ok(format!("old: {reason}"));
                 }
                 // Boots whatever was the default when it was switched to
-                if stalled && told && current == *self.base(index) && [old, new].contains(&&*default) {
+                let persons = fault == Fault::PersonSwitches && current == self.base(index);
+                if stalled && told && persons && [old, new].contains(&&*default) {
                     return Ok(format!("the person's: {reason}"));
                 }
             }

@@ -85,9 +85,9 @@ impl Torture {
             let _ = tokio::task::block_in_place(|| std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| host.full_speed())));
         }
         if seen {
-            self.answers(index, stage, &old, new).await?;
+            self.answers(index, (fault, stage), &old, new).await?;
         }
-        let outcome = self.is_true(index, &old, new).await?;
+        let outcome = self.is_true(index, fault, &old, new).await?;
         match fault {
             Fault::System(number) if SYSTEMS[number].1 != (outcome == "new") => Err(format!("{configuration} came to {outcome}")),
             _ if seen => Ok(outcome),

@@ -11,7 +11,6 @@ use russh::client::{self, AuthResult, Config, Handle};
 use russh::keys::HashAlg;
 use russh::{AlgorithmKind, Preferred, cipher, compression};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::time::{Sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -20,6 +19,7 @@ use super::error::{ConnectError, Failure, Phase, Unreached};
 use super::handler::{Client, ClientError, Known};
 use super::host_key::HostKeyPolicy;
 use super::key::PrivateKey;
+use super::prompt::Prompt;
 use super::resolve::{bare, resolve};
 use super::session::Session;
 use super::sever::Severable;
@@ -160,19 +160,13 @@ async fn call(
     let resolved = timeout(bound, resolve(address, port)).await.map_err(|_| silent())?.map_err(Unreached::Resolve)?;
     let mut last = silent();
     for socket in resolved {
-        match timeout(bound, tcp(socket)).await {
+        match timeout(bound, Prompt::connect(socket)).await {
             Ok(Ok(stream)) => return Ok((Box::new(stream), Some(socket))),
             Ok(Err(error)) => last = unreached(error),
             Err(_) => last = silent(),
         }
     }
     Err(last)
-}
-
-pub(super) async fn tcp(socket: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect(socket).await?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
 }
 
 fn unreached(error: io::Error) -> Unreached {

@@ -12,6 +12,7 @@ mod handler;
 mod host_key;
 mod key;
 mod port;
+mod prompt;
 mod quote;
 mod resolve;
 mod session;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use russh::ChannelOpenFailure;
 
 use super::channel::Channel;
-use super::connect::{Stream, tcp};
+use super::connect::Stream;
+use super::prompt::Prompt;
 use super::session::Session;
 
 /// Why there is no connection to a port.
@@ -44,7 +45,7 @@ impl Session {
             (Some(jump), _) => jump.tunnel(&self.address, port).await,
             (None, Some(mut peer)) => {
                 peer.set_port(port);
-                Ok(Box::new(tcp(peer).await?))
+                Ok(Box::new(Prompt::connect(peer).await?))
             }
             (None, None) => Err(PortError::Failed),
         }

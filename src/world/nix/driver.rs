@@ -144,6 +144,11 @@ impl Place {
         self.dir.path()
     }
 
+    /// The fetcher cache.
+    pub(super) fn cache(&self) -> Arc<PathBuf> {
+        Arc::clone(&self.cache)
+    }
+
     pub(super) fn home(&self) -> PathBuf {
         self.dir.path().join("home")
     }

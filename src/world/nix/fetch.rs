@@ -16,6 +16,7 @@ use super::Resolve;
 use super::access::Access;
 use super::driver::{CACHED, Driver, FRESH, NETWORK, OPTIONS, Place};
 use super::error::ResolveError;
+use super::fetched;
 use super::look::{self, Seen};
 use super::metadata::{self, Metadata};
 use super::outcome::RESTRICT;
@@ -52,6 +53,9 @@ pub(super) async fn fetch(
 ) -> Result<LockedFlake, ResolveError> {
     driver.tally.locks.fetch_add(1, Ordering::Relaxed);
     let place = driver.place(request.credentials.as_ref()).map_err(no_place)?;
+    let cache = place.cache();
+    // Whatever becomes of it, the fetch is the same, but for its size.
+    drop(tokio::task::spawn_blocking(move || fetched::refer(&cache)).await);
     let mut ttl = FRESH;
     if request.credentials.is_some() {
         let access = Access::grant(request.credentials.as_ref(), authority(&request.flake).as_deref(), &place).await.map_err(no_place)?;

@@ -20,6 +20,7 @@ mod error;
 mod evaluate;
 mod expression;
 mod fetch;
+mod fetched;
 mod flight;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzz;

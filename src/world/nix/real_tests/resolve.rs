@@ -30,6 +30,25 @@ async fn a_branch_a_tag_and_a_revision_lead_to_the_same_locked_flake() {
 
 #[tokio::test]
 #[ignore = "needs nix, git and a store to write"]
+async fn of_a_new_revision_only_what_is_new_is_fetched() {
+    let world = World::new();
+    let noise: Vec<String> = (0..20_000).map(|_| format!("{:016x}", rand::random::<u64>())).collect();
+    let flake_nix = flake(&[("web", &host("echo > $out"))]);
+    let first = world.commit("infra", &[("flake.nix", &flake_nix), ("noise", &noise.join("\n"))]);
+    let nix = world.nix().await;
+    let pinned = |rev: &str| FlakeRef::new(&world.url("infra"), Some(rev), None, false).unwrap();
+    resolve(&nix, &pinned(&first), None).await.unwrap();
+    let whole = world.sent();
+    let second = world.commit("infra", &[("small", "x")]);
+    assert_eq!(resolve(&nix, &pinned(&second), None).await.unwrap().rev.unwrap(), second);
+    let third = world.commit("infra", &[("small", "y")]);
+    assert_eq!(resolve(&nix, &world.flake("infra"), None).await.unwrap().rev.unwrap(), third);
+    let rest = world.sent() - whole;
+    assert!(whole > 160_000 && rest < whole / 10, "{whole} bytes, then {rest} for two small commits");
+}
+
+#[tokio::test]
+#[ignore = "needs nix, git and a store to write"]
 async fn one_look_serves_all_who_ask_within_their_freshness() {
     let world = World::new();
     world.commit("infra", &[("flake.nix", &flake(&[]))]);

@@ -93,6 +93,12 @@ impl World {
         std::fs::read_to_string(self.path().join("log")).unwrap_or_default().lines().count()
     }
 
+    /// Bytes of git's answers so far.
+    pub(super) fn sent(&self) -> usize {
+        let lines = std::fs::read_to_string(self.path().join("log.sent")).unwrap_or_default();
+        lines.lines().filter_map(|line| line.split(' ').next()?.parse::<usize>().ok()).sum()
+    }
+
     /// Commits these files, adding to what is there; the revision.
     pub(super) fn commit(&self, repository: &str, files: &[(&str, &str)]) -> String {
         let dir = self.path().join("repositories").join(repository);

@@ -201,8 +201,9 @@ impl<R: Reporter> Pass<'_, R> {
 
     /// Takes note of what the host says now.
     pub fn saw(&mut self, mut host: HostStatus) {
-        if host.brief {
-            host.boot_default = self.host().and_then(|before| before.boot_default.clone());
+        if let Some(before) = self.host().filter(|_| host.brief).cloned() {
+            let HostStatus { booted, profile, generation, boot_default, .. } = before;
+            host = HostStatus { booted, profile, generation, boot_default, ..host };
         }
         self.findings.host = Some(Ok(host));
     }

@@ -3,17 +3,18 @@
 # shellcheck shell=sh disable=SC2015 # `a && b || c` is meant: c also where b fails
 
 # boot_default [ROOT]: which loader the firmware starts is not always to be seen, so all whose files are found have to agree.
-boot_default() {
-  root=${1:-}
+boot_default() { boots_next "$@"; echo "$next"; }
+boots_next() { # [ROOT]: the same, into $next
+  root=${1:-} efivars=${1:-}/sys/firmware/efi/efivars
   # Store paths have no white space
   # shellcheck disable=SC2046
   set -- $(boot_defaults)
   for other do [ "$other" = "$1" ] || set -- Unknown; done
-  echo "${1:-Unknown}"
+  next=${1:-Unknown}
 }
 boot_defaults() {
   others=count
-  case $(efi_variable LoaderInfo) in systemd-boot*) others=are-leftovers;; esac
+  [ ! -d "$efivars" ] || case $(efi_variable LoaderInfo) in systemd-boot*) others=are-leftovers;; esac
   for boot in "$root"/boot "$root"/boot?* "$root"/boot/efi "$root"/efi; do
     [ ! -f "$boot/loader/loader.conf" ] || systemd_boot_default "$boot" || echo Unknown
     [ $others = count ] || continue
@@ -24,23 +25,24 @@ boot_defaults() {
   done
 }
 
-# The system of the init= in what is read; fails unless there is exactly one.
-init_of() {
-  awk '{
-      while (match($0, /(^|[ "])init=\/nix\/store\/[^\/ "]+\/init/)) {
-        path = substr($0, RSTART, RLENGTH - 5); $0 = substr($0, RSTART + RLENGTH)
-        sub(/^[ "]?init=/, "", path)
-        if (!seen[path]++) { found = path; n++ }
-      }
+# For awk: print_system prints the system of the init= in what was noted, and fails unless there is exactly one.
+INIT='
+  function note(text,    path) {
+    while (match(text, /(^|[ "\n])init=\/nix\/store\/[^\/ "\n]+\/init/)) {
+      path = substr(text, RSTART, RLENGTH - 5); text = substr(text, RSTART + RLENGTH)
+      sub(/^[ "\n]?init=/, "", path)
+      if (!system_seen[path]++) { system_found = path; systems++ }
     }
-    END { if (n != 1) exit 1; print found }'
-}
+  }
+  function print_system() { if (systems != 1) exit 1; print system_found }
+'
+init_of() { awk "$INIT"'{ note($0) } END { print_system() }'; }
 
 extlinux_default() { # EXTLINUX.CONF
-  awk 'toupper($1) == "DEFAULT" { label = $2 }
+  awk "$INIT"'toupper($1) == "DEFAULT" { label = $2 }
     toupper($1) == "LABEL" { here = $2 }
     toupper($1) == "APPEND" { append[here] = append[here] "\n" $0 }
-    END { print append[label] }' "$1" | init_of
+    END { note(append[label]); print_system() }' "$1"
 }
 
 # ---- systemd-boot, as itself and under lanzaboote ----
@@ -48,7 +50,7 @@ extlinux_default() { # EXTLINUX.CONF
 # Four bytes of attributes, then UTF-16. What is set here overrides what NixOS writes, until somebody removes it. Through a pipe, because tail
 # seeks in a file, and efivarfs refuses to.
 efi_variable() { # NAME
-  file=$root/sys/firmware/efi/efivars/$1-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f
+  file=$efivars/$1-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f
   # shellcheck disable=SC2002
   [ ! -f "$file" ] || cat "$file" | tail -c +5 | tr -d '\000'
 }
@@ -113,7 +115,7 @@ systemd_boot_entry() { # ESP … ENTRY …
 
 grub_default() { # DIRECTORY
   [ ! -f "$1/grubenv" ] || set -- "$1" "$1/grubenv"
-  awk '
+  awk "$INIT"'
     FILENAME ~ /\/grubenv$/ { if (match($0, /^[a-z_]+=/)) env[substr($0, 1, RLENGTH - 1)] = substr($0, RLENGTH + 1); next }
     # The menu: its entries by place and by title, those of submenus with their path
     /^[ \t]*set default=/ { if ($0 ~ /next_entry/) once = 1; else { chosen = $0; sub(/^[ \t]*set default=/, "", chosen); gsub(/"/, "", chosen) } }
@@ -129,15 +131,15 @@ grub_default() { # DIRECTORY
     END {
       if (once && env["next_entry"] != "") chosen = env["next_entry"]
       else if (chosen == "${saved_entry}") chosen = env["saved_entry"]
-      if (chosen ~ /[$]/) exit
+      if (chosen ~ /[$]/) exit 1
       if (chosen == "") chosen = "0"
       parts = split(chosen, part, ">")
       for (i = 1; i <= parts; i++) {
         name = place = where (i > 1 ? ">" : "") part[i]
         where = part[i] ~ /^[0-9]+$/ ? place : (name in places) ? places[name] : "none"
       }
-      print lines[where]
-    }' "${2:-/dev/null}" "$1/grub.cfg" | init_of
+      note(lines[where]); print_system()
+    }' "${2:-/dev/null}" "$1/grub.cfg"
 }
 
 # ---- once ----

@@ -18,11 +18,11 @@
 # Two FIFOs wake whoever waits at once: `bell` the landing, `answer` those who ask it. A ring that is lost costs a second, no more.
 #
 # Each look at a host runs this, and each process of it is felt on a small machine: what the shell can do, the shell does.
-# shellcheck disable=SC2015,SC2317 # `a && b || c` is meant: c also where b fails; functions are called by their names' values
+# shellcheck disable=SC2015,SC2317,SC3013 # `a && b || c` is meant: c also where b fails; functions are called by their names' values; every sh has -ef
 set -u
 PATH=${LANDING_PATH:-/run/current-system/sw/bin:/run/wrappers/bin:/usr/sbin:/usr/bin:/sbin:/bin}
 export PATH LC_ALL=C
-: "${script:=}"
+: "${script:=}" "${next:=}"                          # the second is what boots next, by boot.sh
 
 D=/run/nixos-host-controller                        # state: one file a word, laid down when armed, then only overwritten in place
 U=nixos-host-controller-landing                     # the landing
@@ -39,75 +39,86 @@ tell() { take "$2"; echo "$1=$word"; }
 put() { printf '%-250.250s\n' "$2" 1<>"$D/$1"; }                     # overwrites in place: a full /run cannot stop it
 state() { put state "$1"; ring answer; }                             # `put state` alone where nobody waits for that
 ring() { [ ! -p "$D/$1" ] || printf . 1<>"$D/$1"; }
-hear() { if [ -p "$D/$1" ]; then timeout 1 head -c 1 <&9 >/dev/null 2>&1; else sleep 0.2; fi; }    # after `listen` to it
+hear() { # after `listen` to it. NixOS has bash for sh, which waits by itself
+  if [ ! -p "$D/$1" ]; then sleep 0.2
+  elif [ -n "${BASH_VERSION:-}" ]; then
+    # shellcheck disable=SC3045
+    read -r -t 1 -n 1 _ <&9
+  else timeout 1 head -c 1 <&9 >/dev/null 2>&1; fi
+}
 listen() { [ ! -p "$D/$1" ] || exec 9<>"$D/$1"; }
-now() { read -r up _ </proc/uptime; echo "${up%.*}"; }               # immune to a clock that jumps
-in_time() { take $D/deadline; read -r up _ </proc/uptime; [ "${up%.*}" -lt "$word" ]; }
+now() { read -r now _ </proc/uptime; now=${now%.*}; }                # into $now: immune to a clock that jumps
+in_time() { take $D/deadline; now; [ "$now" -lt "$word" ]; }
 current() { readlink -f /run/current-system; }
-unit() { timeout 30 systemctl show -p "$2" --value "$1" 2>/dev/null; }
+runs() { [ /run/current-system -ef "$1" ]; }
+unit() { systemctl show -p "$2" --value "$1" 2>/dev/null; }          # gives up by itself: the bus allows 25 seconds
 alive() { # whether a service has processes, or is between two of its commands: its control group says so without a question to pid 1
   for top in /sys/fs/cgroup /sys/fs/cgroup/systemd; do [ ! -d $top/system.slice ] || { [ -d "$top/system.slice/$1.service" ]; return; }; done
   case $(unit "$1" ActiveState) in active|activating|deactivating|reloading) true;; *) false;; esac
 }
+maintenance() { alive emergency || alive rescue; }
 fail() { put code "$1"; put why "$2"; say "$2"; exit 1; }
 
-# ---- what boots next: boot.sh, which precedes this file ----
-
-boots() { found=$(boot_default); [ "$found" = "$1" ] || [ "$found" = Unknown ]; }
+boots() { boots_next; [ "$next" = "$1" ] || [ "$next" = Unknown ]; }
 
 # ---- reading ----
 
-status() { # [brief]: without the boot default, which cannot have moved while a landing waits for us
-  echo "protocol=1"; [ "${1:-}" = brief ] || echo "boot_default=$(boot_default)"
-  # Store paths have no white space
-  # shellcheck disable=SC2046
-  set -- $(readlink -m /run/current-system /run/booted-system $P; readlink $P) Unknown
-  echo "current=$1"; echo "booted=$2"; echo "profile=$3"
-  number=${4#system-}; echo "generation=${number%-link}"
-  echo "nix=$(command -v nix-store)"
+status() { # [brief]: without what cannot have moved while a landing waits for us: the boot default, the profile, what was booted
+  echo "protocol=1"
+  if [ "${1:-}" = brief ]; then
+    take $D/new; runs "$word" || word=$(current)
+    echo "current=$word"
+  else
+    boots_next; echo "boot_default=$next"
+    # Store paths have no white space
+    # shellcheck disable=SC2046
+    set -- $(readlink /run/current-system /run/booted-system $P)
+    # shellcheck disable=SC2046
+    case "$# $*" in "3 /nix/store/"*" /nix/store/"*) ;; *) set -- $(readlink -m /run/current-system /run/booted-system; readlink $P) Unknown;; esac
+    echo "current=$1"; echo "booted=$2"; number=${3#system-}; echo "generation=${number%-link}"
+    [ $P -ef "$1" ] || set -- "$(readlink -m $P)"
+    echo "profile=$1"
+  fi
+  printf nix=; command -v nix-store || echo
   tell nixos_version /run/current-system/nixos-version; tell architecture /run/current-system/system; tell kernel /proc/sys/kernel/osrelease
   tell boot_id /proc/sys/kernel/random/boot_id; tell machine_id /etc/machine-id
-  [ "$2" = "$1" ] || ! differs "$2" "$1" || echo "reboot=required"
+  ! differs /run/booted-system /run/current-system || echo "reboot=required"
   alive $U && { echo "landing=active"; left; }
   for name in id epoch state rc code why old new; do tell "landing_$name" "$D/$name"; done
 }
 left() { # how long a landing still waits for its commit, in seconds
-  take $D/state
-  [ "$word" = activated ] && take $D/deadline && read -r up _ </proc/uptime && [ "${word:-0}" -gt "${up%.*}" ] && echo "landing_left=$((word - ${up%.*}))"
+  is state activated && take $D/deadline && now && [ "${word:-0}" -gt "$now" ] && echo "landing_left=$((word - now))"
 }
-# Whether one system boots what another one does not: what NixOS itself compares, with the parameters and the interface of init. A file that both lack is equal
+# Whether one system boots what another one does not: what NixOS itself compares, with the parameters and the interface of init. What both lack is equal
 differs() { # A B
-  # shellcheck disable=SC2046
-  set -- "$1" "$2" $(readlink -m "$1/kernel" "$2/kernel" "$1/initrd" "$2/initrd" "$1/kernel-modules" "$2/kernel-modules")
-  for pair in "$3 $4" "$5 $6" "$7 $8"; do
-    left=${pair% *} right=${pair#* }
-    [ "${left#"$1/"}" = "${right#"$2/"}" ] || return 0
+  for part in kernel initrd kernel-modules; do
+    [ "$1/$part" -ef "$2/$part" ] || { [ ! -e "$1/$part" ] && [ ! -e "$2/$part" ]; } || return 0
   done
-  for file in kernel-params init-interface-version; do
-    take "$1/$file"; left=$word; take "$2/$file"; [ "$left" = "$word" ] || return 0
+  for part in kernel-params init-interface-version; do
+    take "$1/$part"; left=$word; take "$2/$part"; [ "$left" = "$word" ] || return 0
   done
   return 1
 }
 needs() {
   echo "protocol=1"
-  ! differs "$(readlink -f /run/booted-system)" "$1" || echo "reboot=required"
+  ! differs /run/booted-system "$1" || echo "reboot=required"
+  troubled
   # shellcheck disable=SC2046 # one line of words
-  echo failed=$(troubled | head -n 20)
+  echo failed=$(echo "$troubled" | head -n 20)
 }
-# Units that failed, or wait for a restart after a failure
-troubled() {
-  timeout 30 systemctl list-units --all --plain --no-legend --state=failed,auto-restart,auto-restart-queued 2>/dev/null |
-    while read -r name _; do echo "$name"; done
+troubled() { # into $troubled: units that failed, or wait for a restart after a failure
+  set -- "$(systemctl list-units --all --plain --no-legend --state=failed,auto-restart,auto-restart-queued 2>/dev/null)"
+  troubled=; [ -z "$1" ] || troubled=$(echo "$1" | while read -r name _; do echo "$name"; done)
 }
 verify() {
   status brief
   # What maintenance is can be seen without a question to pid 1; only after a boot there may be something that still starts
-  if alive emergency || alive rescue; then echo "running=maintenance"
+  if maintenance; then echo "running=maintenance"
   elif is mode booted; then echo "running=$(systemctl is-system-running 2>/dev/null)"; fi
-  troubled=$(troubled)
+  troubled
   [ -z "$troubled" ] || troubled=$(echo "$troubled" | grep -vxF -f "$D/failed-before" | head -n 20)
   restarts=
-  [ "${1:-}" != restarts ] || restarts=$(timeout 30 systemctl show -p Id -p NRestarts '*.service' 2>/dev/null |
+  [ "${1:-}" != restarts ] || restarts=$(systemctl show -p Id -p NRestarts '*.service' 2>/dev/null |
     awk -F= '$1 == "Id" { id = $2 } $1 == "NRestarts" { n = $2 } NF == 0 { if (n > 0) print id ":" n; n = 0 } END { if (n > 0) print id ":" n }' | head -n 50)
   # shellcheck disable=SC2086 # one line of words
   { echo failed=$troubled; echo restarts=$restarts; }
@@ -143,15 +154,15 @@ land() {
   id=$1 epoch=$2 new=$3 mode=$4 activate=$5 commit=$6; shift 6
   ! is id "$id" || { fence "$epoch"; return 0; }                       # also where it has ended: it is not begun once more
   { [ -x "$new/bin/switch-to-configuration" ] && [ -f "$new/nixos-version" ]; } || refuse invalid "$new is not a NixOS system" 65
-  case $(timeout 30 systemctl is-system-running) in stopping|maintenance) refuse not-ready "the host is stopping or in maintenance" 75;; esac
+  ! maintenance || refuse not-ready "the host is in maintenance" 75
   ! alive $U || busy
   [ ! -e $LOCK ] || flock -s -n 8 8<$LOCK || busy "another switch-to-configuration is running"
   ! alive $A || busy "a nixos-rebuild is running"
-  old=$(current) default=$(boot_default)
-  [ "$mode" != booted ] || { [ "$old" = "$new" ] && [ "$(readlink -f /run/booted-system)" = "$new" ] && old=$default; } || refuse not-booted "$new was not booted" 75
-  [ "$mode" != reboot ] || [ "$default" = "$old" ] || refuse boot-default "the boot default is $default, not what runs" 78
-  [ "$default" = "$old" ] || [ "$default" = Unknown ] || [ "$mode" = boot ] || [ "$default" = "$(readlink -f $P)" ] ||
-    refuse boot-default "the boot default is $default, not what runs: a crash now would not bring $old back" 78
+  old=$(current); boots_next
+  [ "$mode" != booted ] || { [ "$old" = "$new" ] && [ /run/booted-system -ef "$new" ] && old=$next; } || refuse not-booted "$new was not booted" 75
+  [ "$mode" != reboot ] || [ "$next" = "$old" ] || refuse boot-default "the boot default is $next, not what runs" 78
+  [ "$next" = "$old" ] || [ "$next" = Unknown ] || [ "$mode" = boot ] || [ "$next" -ef $P ] ||
+    refuse boot-default "the boot default is $next, not what runs: a crash now would not bring $old back" 78
   # Somebody else may be at the same at this moment
   { [ -d $D ] || mkdir -p $D; } && { [ -p $D/answer ] || mkfifo $D/bell $D/answer 2>/dev/null || [ -p $D/answer ]; } || refuse cannot-write "cannot write to $D" 73
   # By rename: a shell reads its script while it runs it.
@@ -164,13 +175,16 @@ land() {
     -p Conflicts=shutdown.target -p Before=shutdown.target -p OOMScoreAdjust=-1000 -p RuntimeMaxSec=$((activate + commit + 900)) -p TimeoutStopSec=900 \
     -E "LANDING_PATH=$old/sw/bin:/run/current-system/sw/bin:/usr/sbin:/usr/bin:/sbin:/bin" \
     -p "ExecStopPost=-/bin/sh $D/script _revert $id" -p "ExecStopPost=-/bin/sh $D/script _last $id" \
-    /bin/sh $D/script _run "$id" "$epoch" "$new" "$mode" "$activate" "$commit"; then
+    /bin/sh $D/script _run "$id" "$epoch" "$new" "$mode" "$activate" "$commit" "$old"; then
     tries=0
-    while ! is id "$id" && [ ! -e $D/refused ] && [ $tries -lt 10 ]; do hear answer; tries=$((tries + 1)); done
+    while [ ! -e $D/refused ] && { ! is id "$id" || ! settled; } && [ $tries -lt 10 ]; do hear answer; tries=$((tries + 1)); done
     [ ! -e $D/refused ] || refuse "$(cut -d' ' -f1 $D/refused)" "$(cut -d' ' -f2- $D/refused)" 75
     return 0
   fi
-  is id "$id" || busy
+  ! is id "$id" || return 0
+  # A machine that shuts down begins no service that would be stopped by it
+  case $(systemctl is-system-running) in stopping) refuse not-ready "the host is stopping" 75;; esac
+  busy
 }
 # Until the state is one in which something is up to the controller, or the landing has gone.
 settled() { take $D/state; case $word in activated|rebooting|committed|reverted|superseded|failed) true;; *) ! alive $U;; esac; }
@@ -197,20 +211,23 @@ ask() { # VERB ID EPOCH
 stc() { system=$1 goal=$2 limit=$3; NIXOS_NO_CHECK=1 NIXOS_INSTALL_BOOTLOADER=0 timeout -k 10 "$limit" "$system/bin/switch-to-configuration" "$goal"; }
 not_now() { echo "$*" >$D/refused; ring answer; exit 0; }
 run() {
-  id=$1 epoch=$2 new=$3 mode=$4 activate=$5 commit=$6 old=$(current) profile=$(readlink -f $P)
+  id=$1 epoch=$2 new=$3 mode=$4 activate=$5 commit=$6 old=$7
+  runs "$old" || old=$(current)
+  profile=$old; [ $P -ef "$old" ] || profile=$(readlink -f $P)
   take $D/epoch
   [ "$epoch" -ge "${word:-0}" ] || not_now "fenced epoch $epoch is older than $word"
   { [ -d $G ] || mkdir -p $G; } && ln -sfn "$old" $G/old && ln -sfn "$new" $G/new || not_now "cannot-write cannot write to $G"
-  [ "$mode" != booted ] || { old=$(boot_default); profile=$old; }      # the profile was moved before the boot
-  if [ "$mode" = booted ]; then cat $D/baseline >$D/failed-before 2>/dev/null; else troubled >$D/failed-before; fi
+  [ "$mode" != booted ] || { boots_next; old=$next profile=$next; }      # the profile was moved before the boot
+  if [ "$mode" = booted ]; then cat $D/baseline >$D/failed-before 2>/dev/null; else troubled; echo "$troubled" >$D/failed-before; fi
   for word in code why rc commit revert deadline; do put $word "" || not_now "cannot-write cannot write to $D"; done
+  now
   put state armed && put epoch "$epoch" && put mode "$mode" && put old "$old" && put profile "$profile" && put new "$new" &&
-    put target "$(unit default.target ActiveState)" && put window "$commit" && put deadline $(($(now) + activate)) && put id "$id" || not_now "cannot-write cannot write to $D"
+    put target "$(unit default.target ActiveState)" && put window "$commit" && put deadline $((now + activate)) && put id "$id" || not_now "cannot-write cannot write to $D"
   listen bell
   open_lock
   [ "$mode" != boot ] || { lock || fail commit-failed "another switch-to-configuration is running"; commit_; exit; }
   [ "$mode" != reboot ] || reboot_
-  [ "$mode" != booted ] || { put rc 0; put deadline $(($(now) + commit)); state activated; }
+  [ "$mode" != booted ] || { put rc 0; put deadline $((now + commit)); state activated; }
   is state activated || activate
   while :; do
     ! is state activating || watch_activation
@@ -221,7 +238,7 @@ run() {
   done
 }
 activate() {
-  state activating
+  put state activating
   # Its output goes to the journal: a pipe into the connection would kill it when the connection dies.
   systemd-run --quiet --collect --no-ask-password --unit=$A --service-type=exec -p DefaultDependencies=no -p IgnoreOnIsolate=yes \
     -p KillMode=control-group -p TimeoutStopSec=10 -E NIXOS_INSTALL_BOOTLOADER=0 -E "LANDING_PATH=$PATH" /bin/sh $D/script _activate "$new" ||
@@ -232,14 +249,14 @@ activate() {
 reboot_() {
   lock || fail commit-failed "another switch-to-configuration is running"
   put state staging
-  timeout 120 nix-env -p $P --set "$new" || fail commit-failed "nix-env --set failed on $P"
+  set_profile "$new" || fail commit-failed "cannot make a generation of $P"
   unlock
   stc "$old" boot 300 || fail commit-failed "switch-to-configuration boot exited with $?"
-  [ "$(boot_default)" = "$old" ] || fail commit-failed "the boot default is $(boot_default) after switch-to-configuration boot of $old"
+  boots_next; [ "$next" = "$old" ] || fail commit-failed "the boot default is $next after switch-to-configuration boot of $old"
   reason=$(once "$new") || fail no-once "$reason"
-  [ "$(boot_default)" = "$new" ] || fail no-once "the boot loader was told to start $new once, and would start $(boot_default)"
+  boots_next; [ "$next" = "$new" ] || fail no-once "the boot loader was told to start $new once, and would start $next"
   flush
-  put deadline $(($(now) + 300))
+  now; put deadline $((now + 300))
   state rebooting
   say "rebooting into $new, once"
   timeout 10 systemctl reboot --no-block || fail reboot-failed "systemctl reboot failed"
@@ -251,7 +268,7 @@ watch_activation() {
   if ! is rc ""; then
     # Exit codes are no verdict, but all except 0 and 4 (switched, a unit failed) mean that something was not done.
     case $word in 0|4) ;; *) fail activation-failed "switch-to-configuration test exited with $word";; esac
-    put deadline $(($(now) + $(get window))); state activated
+    take $D/window; now; put deadline $((now + word)); state activated
   elif ! alive $A; then
     sleep 1
     ! is rc "" || alive $A || fail activation-killed "the activation was killed"
@@ -271,21 +288,32 @@ lock() { [ $locked = yes ] || { flock -n 8 && locked=yes; }; }
 unlock() { exec 8>&-; locked=no; }                                    # nobody else has it open: no process of ours is left running
 commit_() { # profile, then boot: `boot` makes only a generation of the profile the default. Then read back: its exit code is no proof.
   case $mode in
-    boot) [ "$(current)" = "$old" ] || fail superseded "somebody else switched";;
-    *) [ "$(current)" = "$new" ] || fail superseded "somebody else switched to $(current)";;
+    boot) runs "$old" || fail superseded "somebody else switched";;
+    *) runs "$new" || fail superseded "somebody else switched to $(current)";;
   esac
   put state committing
   if [ "$mode" != test ]; then
-    timeout 120 nix-env -p $P --set "$new" || fail commit-failed "nix-env --set failed on $P"
+    set_profile "$new" || fail commit-failed "cannot make a generation of $P"
     unlock
     stc "$new" boot 300 || fail commit-failed "switch-to-configuration boot exited with $?"
     flush
-    [ "$(readlink -f $P)" = "$new" ] || fail commit-failed "the profile is $(readlink -f $P) after it was set"
-    boots "$new" || fail commit-failed "the boot default is $(boot_default) after switch-to-configuration boot"
+    [ $P -ef "$new" ] || fail commit-failed "the profile is $(readlink -f $P) after it was set"
+    boots "$new" || fail commit-failed "the boot default is $next after switch-to-configuration boot"
   fi
   state committed
   rm -f $G/old $G/new
   say "committed $new"
+}
+# What `nix-env -p $P --set` does, link by link. Not by nix-env: it opens Nix's database, which may be locked, or full, or, since the new system's
+# Nix has been at it, of a version that the old one's refuses.
+set_profile() { # SYSTEM
+  last=0
+  for link in "$P"-*-link; do
+    link=${link#"$P-"}; link=${link%-link}
+    case $link in *[!0-9]*) ;; *) [ "$link" -le "$last" ] || last=$link;; esac
+  done
+  [ "$P-$last-link" -ef "$1" ] || { last=$((last + 1)); ln -s "$1" "$P-$last-link" || return; }
+  ln -sfn "${P##*/}-$last-link" $P.next && mv -fT $P.next $P
 }
 flush() { # what the next boot needs reaches the disk, of the file systems that hold it
   set -- /nix/store /nix/var/nix/profiles
@@ -313,7 +341,7 @@ revert() { # ExecStopPost: whatever ended the landing, unless it committed the h
   state reverting
   say "going back to $old: $(get why)"
   # A profile that is neither what was there nor what this landing set is a person's
-  [ "$(readlink -f $P)" != "$new" ] || [ "$profile" = "$new" ] || timeout 60 nix-env -p $P --set "$profile"
+  [ ! $P -ef "$new" ] || [ "$profile" = "$new" ] || set_profile "$profile"
   [ "$mode" != reboot ] || never_mind
   [ $began = no ] || back boot
   [ "$(timeout 10 systemctl is-system-running)" != stopping ] || return 0      # the boot default does the rest
@@ -333,20 +361,17 @@ revert() { # ExecStopPost: whatever ended the landing, unless it committed the h
   say "$(get state): current system is $(current)"
 }
 ours() { # a system that is neither of this landing's is somebody else's, and is left alone
-  case $(current) in "$old"|"$new") return 0;; esac
+  ! runs "$old" && ! runs "$new" || return 0
   put code superseded; put why "somebody else switched to $(current)"; state superseded
   return 1
 }
 # The old system's switch-to-configuration, once nobody else's holds the lock. Where it ends with 2 or 4 it has done all that it could.
 back() { # GOAL
-  end=$(($(now) + 240)) failures=0
+  now; end=$((now + 240)) failures=0
   while ours; do
     stc "$old" "$1" 180
-    case $? in
-      0|2|4) return 0;;
-      11) [ "$(now)" -lt $end ] || return 1;;
-      *) failures=$((failures + 1)); [ $failures -lt 3 ] && [ "$(now)" -lt $end ] || return 1;;
-    esac
+    case $? in 0|2|4) return 0;; 11) ;; *) failures=$((failures + 1));; esac
+    now; [ $failures -lt 3 ] && [ "$now" -lt $end ] || return 1
     sleep 1
   done
 }
@@ -362,12 +387,12 @@ leave_emergency() { # the bus is dead there, and the real switch-to-configuratio
   timeout 10 systemctl start --no-block default.target
   patiently 20 timeout 5 busctl status >/dev/null 2>&1
 }
-home() { is old "$(current)" && { ! is target active || timeout 10 systemctl is-active --quiet default.target; }; }
+home() { take $D/old; runs "$word" && { ! is target active || timeout 10 systemctl is-active --quiet default.target; }; }
 last() { # second ExecStopPost: if even the revert did not come through, boot the old system
   is id "$1" || return 0
   take $D/state; case $word in committed|reverted|superseded|failed|rebooting|"") return 0;; esac
   [ "$(timeout 10 systemctl is-system-running)" != stopping ] || return 0
-  is old "$(boot_default)" || { state failed; say "cannot reboot into the old system: the boot default is $(boot_default)"; return 0; }
+  boots_next; is old "$next" || { state failed; say "cannot reboot into the old system: the boot default is $next"; return 0; }
   ! is mode boot || { state reverted; return 0; }
   say "rebooting into $(get old): $(get why)"
   # This must end for an orderly reboot to go on: what forces one lives in a unit that the shutdown does not wait for

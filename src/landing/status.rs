@@ -21,7 +21,8 @@ pub struct HostStatus {
     pub generation: Option<i64>,
     /// What the boot loader starts next; `None` for a boot loader that cannot be read.
     pub boot_default: Option<StorePath>,
-    /// The boot default was not looked at: it cannot have moved since the last look, because a landing waits for the controller.
+    /// What was booted, the profile and the boot default were not looked at: they cannot have moved since the last look, because a landing waits
+    /// for the controller.
     pub brief: bool,
     /// The running system's `nixos-version`.
     pub nixos_version: Option<String>,

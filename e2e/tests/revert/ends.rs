@@ -15,9 +15,32 @@ async fn a_landing_that_is_committed_stays() {
     assert!(output.stdout.contains("landing_state=committed"), "{}{}", output.stdout, output.stderr);
     machine.is_on(&new).await;
     assert_eq!(machine.host.generations().len(), 2);
+    // To Nix it is a generation like its own: there is nothing left to set, and the one before is where it rolls back to
+    let nix_env = |words: &[&str]| machine.host.output(&[&["nix-env", "--profile", "/nix/var/nix/profiles/system"], words].concat());
+    nix_env(&["--set", &new]);
+    assert_eq!((machine.host.generations().len(), machine.host.profile()), (2, new.clone()));
+    nix_env(&["--rollback"]);
+    assert_eq!(machine.host.profile(), machine.old);
+    nix_env(&["--switch-generation", "2"]);
     // The same again attaches to what has ended; another one goes on from there
     machine.power_cycle().await;
     machine.is_on(&new).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_shell_that_nixos_has_it_lands_and_goes_back() {
+    let machine = Machine::start().await;
+    machine.host.shell("ln -sfn bash /bin/sh");
+    let new = machine.receive("plain");
+    machine.activated("a", &new, 30);
+    let output = machine.ask(&["commit", "a", "1"]);
+    assert!(output.stdout.contains("landing_state=committed") && output.stderr.is_empty(), "{}{}", output.stdout, output.stderr);
+    machine.is_on(&new).await;
+    let other = machine.receive("other");
+    machine.activated("b", &other, 2);
+    machine.ended("reverted", "not-committed").await;
+    machine.is_on(&new).await;
+    assert_eq!(machine.host.boots(), 1);
 }
 
 async fn nobody_commits(system: &str, activate: u32, code: &str) -> Machine {

@@ -207,9 +207,11 @@ pub(crate) const ARMED: Moment = moment("systemctl", "*default.target", At::Star
 /// Activating, and about to begin.
 pub(crate) const STARTING: Moment = moment("systemd-run", "*--unit=nixos-rebuild-switch-to-configuration*", At::Start);
 /// Committing, nothing done yet.
-pub(crate) const BEFORE_PROFILE: Moment = moment("nix-env", "*--set*", At::Start);
+pub(crate) const BEFORE_PROFILE: Moment = moment("ln", "*/profiles/system-*-link", At::Start);
+/// Committing: there is a new generation, and the profile is the old one.
+pub(crate) const AFTER_GENERATION: Moment = moment("ln", "*/profiles/system-*-link", At::End);
 /// Committing: the profile is new, the boot default old.
-pub(crate) const AFTER_PROFILE: Moment = moment("nix-env", "*--set*", At::End);
+pub(crate) const AFTER_PROFILE: Moment = moment("mv", "*/profiles/system", At::End);
 /// Committing: both are new.
 pub(crate) const AFTER_BOOT: Moment = moment("timeout", "*'switch-to-configuration boot'", At::End);
 /// Committing: both are new and on the disk.

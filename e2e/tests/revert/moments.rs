@@ -1,7 +1,8 @@
 //! The power goes, or the landing is killed, at exact moments.
 
 use crate::machine::{
-    AFTER_BOOT, AFTER_MARKER, AFTER_OLD, AFTER_PROFILE, AFTER_SYNC, ARMED, BEFORE_OLD, BEFORE_PROFILE, LANDING, Machine, Moment, STARTING,
+    AFTER_BOOT, AFTER_GENERATION, AFTER_MARKER, AFTER_OLD, AFTER_PROFILE, AFTER_SYNC, ARMED, BEFORE_OLD, BEFORE_PROFILE, LANDING, Machine,
+    Moment, STARTING,
 };
 
 /// What the host is to be on.
@@ -59,6 +60,11 @@ async fn power_cut_when_armed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn power_cut_before_the_profile_is_set() {
     power_cut(On::Commit, BEFORE_PROFILE, System::Old).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn power_cut_between_generation_and_profile() {
+    power_cut(On::Commit, AFTER_GENERATION, System::Old).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -129,6 +135,11 @@ async fn killed_while_it_waits_for_the_commit() {
     machine.activated("a", &new, 60);
     kill(&machine);
     machine.reverted("killed").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_between_generation_and_profile() {
+    killed(On::Commit, AFTER_GENERATION, "reverted").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -52,6 +52,16 @@ impl Sim {
     }
 
     fn status(&self, more: &str) -> Answer {
+        self.told(&[], more)
+    }
+
+    /// While a landing waits for the controller.
+    fn brief_status(&self, more: &str) -> Answer {
+        self.told(&["booted", "profile", "generation", "boot_default"], more)
+    }
+
+    /// The status but for what is left out.
+    fn told(&self, left_out: &[&str], more: &str) -> Answer {
         let (mut text, look) = self.see(|machine| {
             let files = &machine.files;
             let active = !machine.landings.is_empty();
@@ -83,7 +93,8 @@ impl Sim {
                 ("landing_new", word(files.new)),
                 ("landing_left", &left.map(|left| left.as_secs().to_string()).unwrap_or_default()),
             ];
-            let text: String = lines.iter().flat_map(|(key, value)| [key, "=", value, "\n"]).collect();
+            let text: String =
+                lines.iter().filter(|(key, _)| !left_out.contains(key)).flat_map(|(key, value)| [key, "=", value, "\n"]).collect();
             let ended = matches!(files.state, "committed" | "reverted" | "superseded" | "failed");
             let probation = active && !ended && files.new == Some(machine.current);
             (text, Look { current: machine.current, probation })
@@ -96,9 +107,9 @@ impl Sim {
         let restarts = self.now().as_millis();
         let behaviour = self.see(|machine| self.behaviour(machine.current));
         match behaviour {
-            Behaviour::CrashLoop => self.status(&format!("failed=\nrestarts=web.service:{restarts}\n")),
-            Behaviour::Exits(4) => self.status("failed=web.service\nrestarts=\njournal=web.service: no such file\n"),
-            _ => self.status("failed=\nrestarts=\n"),
+            Behaviour::CrashLoop => self.brief_status(&format!("failed=\nrestarts=web.service:{restarts}\n")),
+            Behaviour::Exits(4) => self.brief_status("failed=web.service\nrestarts=\njournal=web.service: no such file\n"),
+            _ => self.brief_status("failed=\nrestarts=\n"),
         }
     }
 
@@ -113,7 +124,8 @@ impl Sim {
             })
         };
         self.until(boot, Duration::from_secs(20), settled).await?;
-        Ok(self.status(""))
+        let waits = self.see(|machine| machine.files.id == id && !machine.landings.is_empty() && machine.files.state == "activated");
+        Ok(if waits { self.brief_status("") } else { self.status("") })
     }
 
     /// Waits for something to be so on the host, `within` at most.

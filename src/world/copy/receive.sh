@@ -17,7 +17,7 @@ copying() {
 }
 
 # Before the copy: what arrives is never garbage.
-mkdir -p "${root%/*}" "$3"
+{ [ -d "${root%/*}" ] && [ -d "$3" ]; } || mkdir -p "${root%/*}" "$3"
 ln -sfn "$toplevel" "$root"
 
 # A predecessor whose controller vanished waits for ever, and holds the lock of the path that it was receiving.

@@ -220,14 +220,13 @@ run() {
   [ "$mode" != booted ] || { boots_next; old=$next profile=$next; }      # the profile was moved before the boot
   if [ "$mode" = booted ]; then cat $D/baseline >$D/failed-before 2>/dev/null; else troubled; echo "$troubled" >$D/failed-before; fi
   for word in code why rc commit revert deadline; do put $word "" || not_now "cannot-write cannot write to $D"; done
-  now
   put state armed && put epoch "$epoch" && put mode "$mode" && put old "$old" && put profile "$profile" && put new "$new" &&
-    put target "$(unit default.target ActiveState)" && put window "$commit" && put deadline $((now + activate)) && put id "$id" || not_now "cannot-write cannot write to $D"
+    put target "$(unit default.target ActiveState)" && put window "$commit" && now && put deadline $((now + activate)) && put id "$id" || not_now "cannot-write cannot write to $D"
   listen bell
   open_lock
   [ "$mode" != boot ] || { lock || fail commit-failed "another switch-to-configuration is running"; commit_; exit; }
   [ "$mode" != reboot ] || reboot_
-  [ "$mode" != booted ] || { put rc 0; put deadline $((now + commit)); state activated; }
+  [ "$mode" != booted ] || { put rc 0; now; put deadline $((now + commit)); state activated; }
   is state activated || activate
   while :; do
     ! is state activating || watch_activation

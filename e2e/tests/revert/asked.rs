@@ -5,7 +5,7 @@ use std::{fs::File, process::Stdio, time::Duration};
 use nixos_host_e2e::wait::until_true;
 use nixos_host_e2e::world::write;
 
-use crate::machine::{Machine, SCRIPT};
+use crate::machine::{BEGUN, Machine, SCRIPT};
 
 /// As the controller does: the script on stdin, the verb as arguments.
 fn over_ssh(machine: &Machine, words: &str) -> std::process::Child {
@@ -61,6 +61,33 @@ async fn a_link_that_is_cut_in_mid_activation_ends_in_a_revert_or_in_a_commit_if
     assert!(over_ssh(&machine, "commit in-time 1").wait().unwrap().success());
     machine.ended("committed", "").await;
     machine.is_on(&new).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_second_is_told_who_came_first_before_that_one_has_recorded_anything() {
+    let machine = Machine::start().await;
+    let (new, other) = (machine.receive("plain"), machine.receive("other"));
+    machine.gate(BEGUN);
+    machine.begin("first", &new, 60, 1);
+    machine.reaches_the_gate().await;
+    assert_eq!(machine.word("id"), "", "nothing is recorded yet");
+    let refused = machine.land("second", &other, 60, 1);
+    assert_eq!(refused.stdout.trim(), "landing: refused: busy: another landing is running: first");
+    machine.open();
+    machine.reverted("not-committed").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_shuts_down_begins_no_landing_and_says_why() {
+    let machine = Machine::start().await;
+    let new = machine.receive("plain");
+    // A service that takes its time to stop keeps the shutdown waiting
+    machine.host.shell("systemd-run --quiet --unit=slow -p TimeoutStopSec=60 -p 'ExecStop=/bin/sleep 8' /bin/sleep 600");
+    machine.host.shell("systemctl reboot --no-block");
+    let refused = machine.land("a", &new, 60, 1);
+    assert_eq!(refused.stdout.trim(), "landing: refused: not-ready: the host is stopping", "{}", refused.stderr);
+    machine.rebooted(1).await;
+    machine.is_on(&machine.old).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

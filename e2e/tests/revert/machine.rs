@@ -202,6 +202,8 @@ const fn moment(tool: &'static str, arguments: &'static str, at: At) -> Moment {
     Moment { tool, arguments, at }
 }
 
+/// Begun: the service runs, and nothing is recorded yet.
+pub(crate) const BEGUN: Moment = moment("ln", "*gcroots/nixos-host-controller/old", At::Start);
 /// Armed: the old system is recorded, nothing is touched.
 pub(crate) const ARMED: Moment = moment("systemctl", "*default.target", At::Start);
 /// Activating, and about to begin.

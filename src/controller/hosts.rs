@@ -8,6 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures::FutureExt as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use nixos_host_api::{NixOSHost, REQUESTED_AT};
 use tokio::sync::Notify;
@@ -152,11 +153,13 @@ impl Hosts {
         }
     }
 
-    /// Begins a pass: the newest object, and a child of `parent` that a change will cancel.
+    /// Begins a pass: the newest object, and a child of `parent` that a change will cancel. What rang for anything older has been heard: it would
+    /// begin another pass after this one.
     pub(super) fn begin(&self, key: &Key, parent: &CancellationToken) -> Option<(Newest, CancellationToken)> {
         let mut hosts = self.lock();
         let entry = hosts.get_mut(key)?;
         entry.pass = parent.child_token();
+        let _ = entry.wake.notified().now_or_never();
         Some((entry.newest.clone(), entry.pass.clone()))
     }
 
@@ -221,6 +224,19 @@ mod tests {
 
     fn undecodable(generation: i64) -> Undecodable {
         Undecodable { metadata: host(generation, None).metadata, why: String::new() }
+    }
+
+    #[test]
+    fn a_change_in_the_middle_of_a_pass_is_one_more_pass_and_not_two() {
+        let (hosts, stop) = (Hosts::default(), CancellationToken::new());
+        let task = hosts.put(host(1, None)).unwrap();
+        hosts.begin(&task.key, &stop).unwrap();
+        hosts.put(host(2, None));
+        let (newest, _) = hosts.begin(&task.key, &stop).unwrap();
+        assert_eq!(newest.metadata().generation, Some(2));
+        assert!(task.wake.notified().now_or_never().is_none(), "it was heard when the pass began");
+        hosts.put(host(3, None));
+        assert!(task.wake.notified().now_or_never().is_some());
     }
 
     #[test]

@@ -50,7 +50,8 @@ listen() { [ ! -p "$D/$1" ] || exec 9<>"$D/$1"; }
 now() { read -r now _ </proc/uptime; now=${now%.*}; }                # into $now: immune to a clock that jumps
 in_time() { take $D/deadline; now; [ "$now" -lt "$word" ]; }
 current() { readlink -f /run/current-system; }
-runs() { [ /run/current-system -ef "$1" ]; }
+leads() { [ "$1" -ef "$2" ] || [ "$(readlink -f "$1")" = "$2" ]; }   # LINK SYSTEM: also to one that is not there any more
+runs() { leads /run/current-system "$1"; }
 unit() { systemctl show -p "$2" --value "$1" 2>/dev/null; }          # gives up by itself: the bus allows 25 seconds
 alive() { # whether a service has processes, or is between two of its commands: its control group says so without a question to pid 1
   for top in /sys/fs/cgroup /sys/fs/cgroup/systemd; do [ ! -d $top/system.slice ] || { [ -d "$top/system.slice/$1.service" ]; return; }; done
@@ -161,7 +162,7 @@ land() {
   old=$(current); boots_next
   [ "$mode" != booted ] || { [ "$old" = "$new" ] && [ /run/booted-system -ef "$new" ] && old=$next; } || refuse not-booted "$new was not booted" 75
   [ "$mode" != reboot ] || [ "$next" = "$old" ] || refuse boot-default "the boot default is $next, not what runs" 78
-  [ "$next" = "$old" ] || [ "$next" = Unknown ] || [ "$mode" = boot ] || [ "$next" -ef $P ] ||
+  [ "$next" = "$old" ] || [ "$next" = Unknown ] || [ "$mode" = boot ] || leads $P "$next" ||
     refuse boot-default "the boot default is $next, not what runs: a crash now would not bring $old back" 78
   # Somebody else may be at the same at this moment
   { [ -d $D ] || mkdir -p $D; } && { [ -p $D/answer ] || mkfifo $D/bell $D/answer 2>/dev/null || [ -p $D/answer ]; } || refuse cannot-write "cannot write to $D" 73
@@ -296,7 +297,7 @@ commit_() { # profile, then boot: `boot` makes only a generation of the profile 
     unlock
     stc "$new" boot 300 || fail commit-failed "switch-to-configuration boot exited with $?"
     flush
-    [ $P -ef "$new" ] || fail commit-failed "the profile is $(readlink -f $P) after it was set"
+    leads $P "$new" || fail commit-failed "the profile is $(readlink -f $P) after it was set"
     boots "$new" || fail commit-failed "the boot default is $next after switch-to-configuration boot"
   fi
   state committed
@@ -306,6 +307,7 @@ commit_() { # profile, then boot: `boot` makes only a generation of the profile 
 # What `nix-env -p $P --set` does, link by link. Not by nix-env: it opens Nix's database, which may be locked, or full, or, since the new system's
 # Nix has been at it, of a version that the old one's refuses.
 set_profile() { # SYSTEM
+  [ -d "$1" ] || return
   last=0
   for link in "$P"-*-link; do
     link=${link#"$P-"}; link=${link%-link}
@@ -340,7 +342,7 @@ revert() { # ExecStopPost: whatever ended the landing, unless it committed the h
   state reverting
   say "going back to $old: $(get why)"
   # A profile that is neither what was there nor what this landing set is a person's
-  [ ! $P -ef "$new" ] || [ "$profile" = "$new" ] || set_profile "$profile"
+  ! leads $P "$new" || [ "$profile" = "$new" ] || set_profile "$profile"
   [ "$mode" != reboot ] || never_mind
   [ $began = no ] || back boot
   [ "$(timeout 10 systemctl is-system-running)" != stopping ] || return 0      # the boot default does the rest

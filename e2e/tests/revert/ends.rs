@@ -55,6 +55,17 @@ async fn nobody_commits(system: &str, activate: u32, code: &str) -> Machine {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_system_whose_files_are_gone_is_not_committed_and_not_taken_for_somebody_elses() {
+    let machine = Machine::start().await;
+    let new = machine.receive("plain");
+    machine.activated("a", &new, 60);
+    machine.host.shell(&format!("mv {new} {new}.away; landing commit a 1 >/dev/null 2>&1 &"));
+    // There is no switching from nothing: it goes back by a boot
+    machine.rebooted(1).await;
+    machine.is_on(&machine.old).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_activation_that_hangs_is_killed_and_undone() {
     let machine = nobody_commits("hangs", 3, "activation-timeout").await;
     assert_eq!(machine.host.unit_state(ACTIVATION), "inactive");

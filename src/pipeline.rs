@@ -200,12 +200,8 @@ impl<R: Reporter> Pass<'_, R> {
     }
 
     /// Takes note of what the host says now.
-    pub fn saw(&mut self, mut host: HostStatus) {
-        if let Some(before) = self.host().filter(|_| host.brief).cloned() {
-            let HostStatus { booted, profile, generation, boot_default, .. } = before;
-            host = HostStatus { booted, profile, generation, boot_default, ..host };
-        }
-        self.findings.host = Some(Ok(host));
+    pub fn saw(&mut self, host: HostStatus) {
+        self.findings.host = Some(Ok(host.after(self.host())));
     }
 
     /// What the host said at the last look that succeeded.

@@ -246,6 +246,15 @@ impl HostStatus {
     }
 }
 
+impl HostStatus {
+    /// Where it is brief: with what it leaves out, as an earlier look found it.
+    #[must_use]
+    pub fn after(self, earlier: Option<&Self>) -> Self {
+        let Some(Self { booted, profile, generation, boot_default, .. }) = earlier.filter(|_| self.brief).cloned() else { return self };
+        Self { booted, profile, generation, boot_default, ..self }
+    }
+}
+
 /// The digest by which two resources are known to name one machine. The id itself is for the machine alone (machine-id(5)): it goes no further.
 fn machine(id: &str) -> String {
     let hash = Sha256::digest(format!("nixos-host-controller {id}"));
@@ -291,6 +300,19 @@ mod tests {
         assert_eq!((host.generation, host.boot_default, host.landing, host.has_nix), (Some(4), None, None, true));
         // printf 'nixos-host-controller 5d1f' | sha256sum | cut -c 1-32
         assert_eq!(host.machine.as_deref(), Some("63eaaa90e2b415c1ced6cd6de731c727"));
+    }
+
+    #[test]
+    fn a_brief_look_leaves_out_what_an_earlier_one_found() {
+        const NEW: &str = "/nix/store/s66mzxpvicwk07gjbjfw9izjfa797vsw-nixos-system-web-26.11";
+        let earlier = HostStatus::parse(&text("")).unwrap();
+        let brief = HostStatus::parse(&format!("protocol=1\ncurrent={NEW}\nnix=\n")).unwrap();
+        assert_eq!((brief.brief, &brief.profile, brief.generation), (true, &None, None));
+        let both = brief.after(Some(&earlier));
+        assert_eq!(both.current.unwrap().as_str(), NEW);
+        assert_eq!((both.booted, both.profile, both.generation), (earlier.booted.clone(), earlier.profile.clone(), Some(4)));
+        let whole = HostStatus { generation: None, ..earlier.clone() };
+        assert_eq!(whole.clone().after(Some(&earlier)), whole, "a whole look says all that there is");
     }
 
     #[test]

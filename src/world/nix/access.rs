@@ -18,13 +18,15 @@ use super::driver::Place;
 /// The number that the netrc in memory has in the process.
 const NETRC_FD: i32 = 9;
 
-/// Settings of git for every process: it gives up on a silent server, and never does more than it was asked.
-const GIT_SETTINGS: [(&str, &str); 6] = [
+/// Settings of git for every process: it gives up on a silent server, never does more than it was asked, and what it says it has is on the disk:
+/// the next fetch offers it to the server ([`super::fetched`]).
+pub(super) const GIT_SETTINGS: [(&str, &str); 7] = [
     ("http.lowSpeedLimit", "100"),
     ("http.lowSpeedTime", "30"),
     ("gc.auto", "0"),
     ("maintenance.auto", "false"),
     ("core.hooksPath", "/dev/null"),
+    ("core.fsync", "committed"),
     ("safe.directory", "*"),
 ];
 

@@ -31,6 +31,8 @@ fn refer_one(repository: &Path) -> io::Result<()> {
     std::fs::create_dir_all(reference.parent().unwrap_or(repository))?;
     let mut file = tempfile::NamedTempFile::new_in(repository)?;
     file.write_all(line.as_bytes())?;
+    // An empty reference, after a power cut, would be a broken one.
+    file.as_file().sync_all()?;
     file.persist(&reference)?;
     Ok(())
 }

@@ -207,15 +207,17 @@ async fn a_builder_without_a_sandbox_sees_neither_credentials_nor_the_data_direc
     let token = data.path().join("token");
     std::fs::write(&token, "hunter2").unwrap();
     let ours = format!("/proc/{}/environ", std::process::id());
+    // What follows the settings that are for every process is the credential's
+    let secret = format!("GIT_CONFIG_VALUE_{}", super::access::GIT_SETTINGS.len());
     let script = format!(
-        r#"{SEES}; echo "config=$NIX_CONFIG sock=$SSH_AUTH_SOCK git=$GIT_CONFIG_VALUE_6 locale=$LC_ALL"; sees system /etc/passwd; sees shadow /etc/shadow
+        r#"{SEES}; echo "config=$NIX_CONFIG sock=$SSH_AUTH_SOCK git=${secret} locale=$LC_ALL"; sees system /etc/passwd; sees shadow /etc/shadow
            sees data {}; sees salt {}; sees ours {ours}; sees parent /proc/$PPID/environ; sees netrc /proc/$PPID/fd/9; sees inherited /dev/fd/9; exit 9"#,
         token.display(),
         data.path().join("salt").display(),
     );
     let spy = format!(
         r#"{{ config.system.build.toplevel = derivation {{ name = "spy-{}"; system = "x86_64-linux"; builder = "/bin/sh"; args = [ "-c" {} ];
-             impureEnvVars = [ "NIX_CONFIG" "SSH_AUTH_SOCK" "GIT_CONFIG_VALUE_6" "LC_ALL" ];
+             impureEnvVars = [ "NIX_CONFIG" "SSH_AUTH_SOCK" "{secret}" "LC_ALL" ];
              outputHash = "sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="; outputHashMode = "flat"; }}; }}"#,
         unique(),
         super::world::nix_string(&script)

@@ -155,7 +155,7 @@ reasons! {
     HealthCheckFailed Rejected "One of spec.healthChecks failed with the new system; the machine went back to the old system." "See the message; correct the configuration, or the check."
     VerificationFailed Rejected "The new system was not reachable over a new connection in time; the machine went back to the old system." "Correct network, firewall or sshd of the configuration."
     CommitFailed Rejected "The new system could not be made the boot default; the machine went back to the old system." "See the message: often a full boot partition."
-    Interrupted Rejected "The machine was restarted in the middle of the landing; it booted the old system." "If nobody restarted it the new system may crash it; ask again with requestedAt."
+    Interrupted Rejected "The landing was ended in its middle: the machine restarted, or somebody killed it. The old system runs." "If nobody did that, the new system may crash the machine: look at its journal; then ask again with requestedAt."
     RebootUnsupported Rejected "The new system needs a reboot, and the boot loader cannot be told to start it once." "Set activation.reboot: Never and reboot by hand, or use mode Boot."
     RebootFailed Rejected "The machine was rebooted into the new system and came back with the old one." "Look at the machine's console; the new kernel may not start. Ask again with requestedAt."
     RebootHostNotBack Transient "The machine was rebooted into the new system and does not answer since; the next power cycle boots the old one." "Power-cycle the machine, or look at its console."

@@ -126,6 +126,9 @@ fn findings(before: &nixos_host_api::NixOSHostStatus) -> Findings {
     }
 }
 
+/// An API server that has just started, or a right that was just granted: for a moment it refuses what it then allows. Nobody is called for that.
+const RIGHTS_WITHIN: Duration = Duration::from_secs(3);
+
 /// The pass itself. `Ok(Err)` if it was cut off.
 async fn work(
     controller: &Controller,
@@ -135,7 +138,16 @@ async fn work(
     findings: &mut Findings,
     cancel: &CancellationToken,
 ) -> Result<Result<State, ()>, kube::Error> {
-    let wish = match wish(controller, object, before).await? {
+    let mut read = wish(controller, object, before).await?;
+    if let Err(refused) = &read
+        && refused.reason == Reason::Forbidden
+    {
+        tracing::info!("asking once more: {}", refused.message);
+        if cancel.run_until_cancelled(tokio::time::sleep(RIGHTS_WITHIN)).await.is_some() {
+            read = wish(controller, object, before).await?;
+        }
+    }
+    let wish = match read {
         Ok(wish) => wish,
         Err(failure) => {
             findings.records.failed("Read", String::new(), &failure);

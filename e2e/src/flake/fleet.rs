@@ -145,6 +145,8 @@ pub struct Evaluation {
     pub not_a_system: bool,
     /// Takes this many thousand additions first.
     pub spin: u32,
+    /// Needs this many MiB at once, and some more.
+    pub memory: u32,
     /// Needs a build to go on (import from derivation).
     pub import_from_derivation: bool,
 }

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use nixos_host_e2e::Scenario;
-use nixos_host_e2e::controller::Options;
 use nixos_host_e2e::flake::fleet::{Build, activation};
 use nixos_host_e2e::wait::{throughout, until_true};
 use serde_json::{Value, json};
@@ -73,45 +72,5 @@ async fn the_brake_stops_what_has_not_begun_to_activate_and_all_goes_on_when_it_
     scenario.landed(0, &rev, SOON).await;
     scenario.landed(1, &rev, SOON).await;
     assert_eq!(scenario.controller().metric("nixos_host_controller_braked", &[]), 0.0);
-    scenario.finish().await;
-}
-
-/// What a controller needs, as `kubectl` writes it: verbs, resource, and the one object if it is one.
-const RIGHTS: [(&str, &str, Option<&str>); 6] = [
-    ("get,list,watch,patch", "nixoshosts.nixoshost.dev", None),
-    ("patch", "nixoshosts.nixoshost.dev/status", None),
-    ("get", "secrets", None),
-    ("create", "events.events.k8s.io", None),
-    ("create", "leases.coordination.k8s.io", None),
-    ("get,update", "leases.coordination.k8s.io", Some("nixos-host-controller")),
-];
-
-fn grant(scenario: &Scenario, number: usize, (verbs, resource, name): (&str, &str, Option<&str>)) {
-    let role = format!("controller-{number}");
-    let (verbs, resource) = (format!("--verb={verbs}"), format!("--resource={resource}"));
-    let name = name.map(|name| format!("--resource-name={name}"));
-    let mut arguments = vec!["create", "role", &role, &verbs, &resource];
-    arguments.extend(name.as_deref());
-    scenario.kubectl.run(&arguments);
-    scenario.kubectl.run(&["create", "rolebinding", &role, &format!("--role={role}"), "--user=limited"]);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn nothing_lands_while_the_brake_may_not_be_read_and_with_just_the_rights_it_needs_a_controller_works() {
-    let mut scenario = Scenario::builder().without_controller().start().await;
-    let rev = scenario.repository.head();
-    for (number, right) in RIGHTS.into_iter().enumerate() {
-        grant(&scenario, number, right);
-    }
-    let before = scenario.hosts[0].current_system();
-    scenario.apply(0, &json!({}));
-    let options = Options { user: Some("limited".into()), arguments: vec!["--leader-elect".into()], ..Options::default() };
-    scenario.start_controller(options).await;
-    let object = scenario.condition(0, "Ready", "False", Some("Braked"), SOON).await;
-    let text = message(&object, "Ready");
-    assert!(text.contains("is not known") && text.contains("forbidden"), "{text}");
-    assert_eq!(scenario.hosts[0].current_system(), before);
-    grant(&scenario, RIGHTS.len(), ("get", "configmaps", Some("nixos-host-controller-brake")));
-    scenario.landed(0, &rev, SOON).await;
     scenario.finish().await;
 }

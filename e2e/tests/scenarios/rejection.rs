@@ -64,6 +64,20 @@ async fn a_failed_activation_goes_back_is_held_and_the_next_commit_lands() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_system_whose_own_checks_refuse_the_switch_changes_nothing() {
+    let mut scenario = Scenario::builder().start().await;
+    let (_, object) = refused(&mut scenario, &often(), "PreSwitchCheckFailed", |knobs| {
+        knobs.pre_switch_check = Some("echo the disk is not migrated yet >&2; exit 1".to_owned());
+        knobs.snippet("never", "touch /root/activated");
+    })
+    .await;
+    assert!(message(&object, "Ready").contains("the disk is not migrated yet"), "{}", message(&object, "Ready"));
+    assert!(!scenario.hosts[0].exec(&["test", "-e", "/root/activated"]).status.success(), "nothing was activated");
+    held(&scenario).await;
+    scenario.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_activation_that_hangs_is_ended_by_the_host() {
     let mut scenario = Scenario::builder().start().await;
     let patch = json!({"spec": {"activation": {"activateWithin": "5s"}}});

@@ -2,7 +2,7 @@
 
 use nixos_host_e2e::Scenario;
 use nixos_host_e2e::controller::Options;
-use nixos_host_e2e::flake::fleet::EvaluationError;
+use nixos_host_e2e::flake::fleet::{Evaluation, EvaluationError};
 use nixos_host_e2e::scenario::name;
 use serde_json::{Value, json};
 
@@ -49,4 +49,26 @@ fn asked(scenario: &Scenario) -> Vec<Vec<String>> {
         (0..8).map(name).filter(|host| expression.contains(&format!("\\\"{host}\\\""))).collect()
     };
     evaluations.map(hosts).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_evaluation_that_is_too_large_or_too_slow_says_so_and_the_others_of_its_flake_land() {
+    let builder = Scenario::builder().hosts(3).without_controller().fleet(|fleet| {
+        fleet.host("web-1").evaluation = Some(Evaluation { memory: 2000, ..Evaluation::default() });
+        fleet.host("web-2").evaluation = Some(Evaluation { spin: 1_000_000, ..Evaluation::default() });
+    });
+    let mut scenario = builder.start().await;
+    let rev = scenario.repository.head();
+    for index in 0..3 {
+        scenario.apply(index, &json!({}));
+    }
+    let arguments = ["--evaluate-memory=1024", "--evaluate-timeout=10"].map(str::to_owned).to_vec();
+    scenario.start_controller(Options { arguments, ..Options::default() }).await;
+    for (index, reason, says) in [(0, "EvaluationOutOfMemory", "MiB"), (1, "EvaluationTimedOut", "the evaluation was not done within 10s")]
+    {
+        let object = scenario.condition(index, "Ready", "False", Some(reason), SOON).await;
+        assert!(message(&object, "Ready").contains(says), "{}", message(&object, "Ready"));
+    }
+    scenario.landed(2, &rev, SOON).await;
+    scenario.finish().await;
 }

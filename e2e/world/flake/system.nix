@@ -207,6 +207,9 @@ let
     else
       label;
 
+  # Strings are made whole, so that this cannot be collected meanwhile
+  kibibyte = builtins.concatStringsSep "" (map (_: "x") (range 1024));
+  large = builtins.stringLength (builtins.concatStringsSep "" (map (_: kibibyte) (range (1024 * (evaluation.memory or 0)))));
   spin = builtins.foldl' (sum: i: builtins.foldl' (a: b: a + b) sum (range 1000)) 0 (range (evaluation.spin or 0));
 
   toplevelDerivation =
@@ -257,7 +260,7 @@ let
         JSON
       '';
 
-  toplevel = builtins.seq spin (if evaluation ? error then errors.${evaluation.error} else toplevelDerivation);
+  toplevel = builtins.seq (spin + large) (if evaluation ? error then errors.${evaluation.error} else toplevelDerivation);
 in
 if evaluation.notASystem or false then
   { hello = "this is no NixOS system"; }

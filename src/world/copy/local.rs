@@ -2,8 +2,11 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use tokio::sync::Mutex;
 
 use super::order::{self, NoClosure};
@@ -22,7 +25,7 @@ const FORGETFUL: [&str; 6] = ["--option", "narinfo-cache-positive-ttl", "0", "--
 pub struct LocalStore {
     nix: NixStore,
     deadline: Duration,
-    process: Mutex<Option<Process>>,
+    process: Arc<Mutex<Option<Process>>>,
 }
 
 /// Why the store did not answer.
@@ -66,48 +69,56 @@ pub enum LocalStoreError {
 impl LocalStore {
     /// A store asked by way of `nix`; each answer may take `deadline`, the wait for earlier questions included.
     pub fn new(nix: NixStore, deadline: Duration) -> Self {
-        Self { nix, deadline, process: Mutex::new(None) }
+        Self { nix, deadline, process: Arc::default() }
     }
 
     /// Those of `paths` that the store has.
     pub async fn valid(&self, paths: &[StorePath]) -> Result<HashSet<StorePath>, LocalStoreError> {
-        let paths: Vec<&StorePath> = paths.iter().collect();
-        let valid = self.ask(async |process: &mut Process| process.serve.valid(&paths, false, false).await).await?;
-        Ok(valid.into_iter().collect())
+        let paths = paths.to_vec();
+        let ask = self.ask(|process| async move { process.serve.valid(&paths.iter().collect::<Vec<_>>(), false, false).await }.boxed());
+        Ok(ask.await?.into_iter().collect())
     }
 
     /// The closure of `root`, references first. An error if the store has not got it.
     pub async fn closure(&self, root: &StorePath) -> Result<Closure, LocalStoreError> {
-        let infos = self
-            .ask(async |process: &mut Process| {
-                let paths = process.serve.closure(root).await?;
+        let asked = root.clone();
+        let ask = self.ask(|process| {
+            let infos = async move {
+                let paths = process.serve.closure(&asked).await?;
                 process.serve.infos(&paths).await
-            })
-            .await?;
-        order::closure(root, infos).map_err(|source| LocalStoreError::Closure { root: root.clone(), source })
+            };
+            infos.boxed()
+        });
+        order::closure(root, ask.await?).map_err(|source| LocalStoreError::Closure { root: root.clone(), source })
     }
 
-    /// Asks one question. The process is put back only after a whole answer: after anything else, also when the caller
-    /// goes away half way, it is out of step and must go.
-    async fn ask<T>(&self, question: impl AsyncFnOnce(&mut Process) -> io::Result<T>) -> Result<T, LocalStoreError> {
+    /// Asks one question. It is asked to its end also when the caller goes away half way: the process, which is put back only after a whole
+    /// answer, would be out of step and have to go.
+    async fn ask<T, Q>(&self, question: Q) -> Result<T, LocalStoreError>
+    where
+        T: Send + 'static,
+        Q: for<'p> FnOnce(&'p mut Process) -> BoxFuture<'p, io::Result<T>> + Send + 'static,
+    {
+        let deadline = self.deadline;
         let asked = async {
-            let mut kept = self.process.lock().await;
+            let mut kept = Arc::clone(&self.process).lock_owned().await;
             let mut process = match kept.take() {
                 Some(process) => process,
                 None => Process::start(&self.nix, &FORGETFUL)
                     .map_err(|source| LocalStoreError::Start { program: self.nix.program.clone(), source })?,
             };
-            match question(&mut process).await {
-                Ok(answer) => {
-                    *kept = Some(process);
-                    Ok(answer)
+            let answer = tokio::spawn(async move {
+                match tokio::time::timeout(deadline, question(&mut process)).await {
+                    Ok(Ok(answer)) => {
+                        *kept = Some(process);
+                        Ok(answer)
+                    }
+                    Ok(Err(source)) => Err(LocalStoreError::Ask { stderr: process.stderr(), source }),
+                    Err(_) => Err(LocalStoreError::TimedOut { after: deadline }),
                 }
-                Err(source) => Err(LocalStoreError::Ask { stderr: process.stderr(), source }),
-            }
+            });
+            answer.await.unwrap_or_else(|ended| Err(LocalStoreError::Ask { stderr: String::new(), source: io::Error::other(ended) }))
         };
-        match tokio::time::timeout(self.deadline, asked).await {
-            Ok(result) => result,
-            Err(_) => Err(LocalStoreError::TimedOut { after: self.deadline }),
-        }
+        tokio::time::timeout(deadline, asked).await.unwrap_or(Err(LocalStoreError::TimedOut { after: deadline }))
     }
 }

@@ -1,6 +1,7 @@
 //! A copy into a real `nix-store --serve --write`, over pipes.
 
 use std::ffi::OsString;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -124,6 +125,25 @@ async fn the_local_store_is_started_again_and_forgets_what_was_deleted() {
     let path = add(&nix, here.path(), "p", 10);
     assert_eq!(local.closure(&path).await.unwrap().root, path);
     assert!(local.valid(std::slice::from_ref(&path)).await.unwrap().contains(&path));
+}
+
+#[tokio::test]
+#[ignore = "needs nix"]
+async fn who_goes_away_half_way_costs_the_others_no_process() {
+    let here = tempfile::tempdir().unwrap();
+    let nix = store(here.path());
+    let path = add(&nix, here.path(), "p", 10);
+    let (starts, program) = (here.path().join("starts"), here.path().join("counted"));
+    let script = format!("#!/bin/sh\necho started >>{}\nexec {} \"$@\"\n", starts.display(), nix.program.display());
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let local = LocalStore::new(NixStore { program, ..nix }, Duration::from_secs(20));
+    for round in 0..50 {
+        let gone = tokio::time::timeout(Duration::from_micros(round * 40), local.closure(&path)).await;
+        assert!(gone.is_err() || gone.unwrap().is_ok());
+    }
+    assert_eq!(local.closure(&path).await.unwrap().root, path);
+    assert_eq!(std::fs::read_to_string(starts).unwrap().lines().count(), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -15,7 +15,7 @@
 # One transient systemd service *is* the landing. Its name is the lock, because pid 1 refuses a second one. Its ExecStopPost is
 # the revert, so that whatever ends it (exit, crash, kill, stop, time-out) without a commit brings the old system back: there is no moment in
 # which the new system is being activated and the way back is not armed. Only that service writes; requests are files that it reads.
-# Two FIFOs wake whoever waits at once: `bell` the landing, `answer` those who ask it. A ring that is lost costs a second, no more.
+# Two FIFOs wake whoever waits at once: `bell` the landing, `answer` those who ask it. A ring that is lost costs two seconds, no more.
 #
 # Each look at a host runs this, and each process of it is felt on a small machine: what the shell can do, the shell does.
 # shellcheck disable=SC2015,SC2317,SC3013 # `a && b || c` is meant: c also where b fails; functions are called by their names' values; every sh has -ef
@@ -31,6 +31,9 @@ P=/nix/var/nix/profiles/system
 G=/nix/var/nix/gcroots/nixos-host-controller
 LOCK=/run/nixos/switch-to-configuration.lock
 
+# What follows a commit by itself need not read on
+case ${1:-} in _revert|_last) { read -r word <$D/state && [ "$word" = committed ] && exit; } 2>/dev/null;; esac
+
 say() { echo "landing: $*"; }
 take() { word=; [ ! -r "$1" ] || read -r word <"$1"; }               # the first line of a file, into $word; read strips the padding
 get() { take "$D/$1"; echo "$word"; }
@@ -39,17 +42,17 @@ tell() { take "$2"; echo "$1=$word"; }
 put() { printf '%-250.250s\n' "$2" 1<>"$D/$1"; }                     # overwrites in place: a full /run cannot stop it
 state() { put state "$1"; ring answer; }                             # `put state` alone where nobody waits for that
 ring() { [ ! -p "$D/$1" ] || printf . 1<>"$D/$1"; }
-hear() { # after `listen` to it. NixOS has bash for sh, which waits by itself
-  if [ ! -p "$D/$1" ]; then sleep 0.2
+hear() { # two seconds at most, after `listen` to it. NixOS has bash for sh, which waits by itself
+  if [ ! -p "$D/$1" ]; then sleep 1
   elif [ -n "${BASH_VERSION:-}" ]; then
     # shellcheck disable=SC3045
-    read -r -t 1 -n 1 _ <&9
-  else timeout 1 head -c 1 <&9 >/dev/null 2>&1; fi
+    read -r -t 2 -n 1 _ <&9
+  else timeout 2 head -c 1 <&9 >/dev/null 2>&1; fi
 }
 listen() { [ ! -p "$D/$1" ] || exec 9<>"$D/$1"; }
 now() { read -r now _ </proc/uptime; now=${now%.*}; }                # into $now: immune to a clock that jumps
 in_time() { take $D/deadline; now; [ "$now" -lt "$word" ]; }
-current() { readlink -f /run/current-system; }
+current() { current=$(readlink -f /run/current-system); }               # into $current
 leads() { [ "$1" -ef "$2" ] || [ "$(readlink -f "$1")" = "$2" ]; }   # LINK SYSTEM: also to one that is not there any more
 runs() { leads /run/current-system "$1"; }
 unit() { systemctl show -p "$2" --value "$1" 2>/dev/null; }          # gives up by itself: the bus allows 25 seconds
@@ -67,8 +70,8 @@ boots() { boots_next; [ "$next" = "$1" ] || [ "$next" = Unknown ]; }
 status() { # [brief]: without what cannot have moved while a landing waits for us: the boot default, the profile, what was booted
   echo "protocol=1"
   if [ "${1:-}" = brief ]; then
-    take $D/new; runs "$word" || word=$(current)
-    echo "current=$word"
+    take $D/new; current=$word; runs "$word" || current
+    echo "current=$current"
   else
     boots_next; echo "boot_default=$next"
     # Store paths have no white space
@@ -159,7 +162,7 @@ land() {
   ! alive $U || busy
   [ ! -e $LOCK ] || flock -s -n 8 8<$LOCK || busy "another switch-to-configuration is running"
   ! alive $A || busy "a nixos-rebuild is running"
-  old=$(current); boots_next
+  current; old=$current; boots_next
   [ "$mode" != booted ] || { [ "$old" = "$new" ] && [ /run/booted-system -ef "$new" ] && old=$next; } || refuse not-booted "$new was not booted" 75
   [ "$mode" != reboot ] || [ "$next" = "$old" ] || refuse boot-default "the boot default is $next, not what runs" 78
   [ "$next" = "$old" ] || [ "$next" = Unknown ] || [ "$mode" = boot ] || leads $P "$next" ||
@@ -178,7 +181,7 @@ land() {
     -p "ExecStopPost=-/bin/sh $D/script _revert $id" -p "ExecStopPost=-/bin/sh $D/script _last $id" \
     /bin/sh $D/script _run "$id" "$epoch" "$new" "$mode" "$activate" "$commit" "$old"; then
     tries=0
-    while [ ! -e $D/refused ] && { ! is id "$id" || ! settled; } && [ $tries -lt 10 ]; do hear answer; tries=$((tries + 1)); done
+    while [ ! -e $D/refused ] && { ! is id "$id" || ! settled; } && [ $tries -lt 5 ]; do hear answer; tries=$((tries + 1)); done
     [ ! -e $D/refused ] || refuse "$(cut -d' ' -f1 $D/refused)" "$(cut -d' ' -f2- $D/refused)" 75
     return 0
   fi
@@ -191,7 +194,7 @@ land() {
 settled() { take $D/state; case $word in activated|rebooting|committed|reverted|superseded|failed) true;; *) ! alive $U;; esac; }
 wait_() {
   listen answer
-  tries=0; while is id "$1" && [ $tries -lt 20 ] && ! settled; do hear answer; tries=$((tries + 1)); done
+  tries=0; while is id "$1" && [ $tries -lt 10 ] && ! settled; do hear answer; tries=$((tries + 1)); done
   if is id "$1" && is state activated && alive $U; then status brief; else status; fi
 }
 ask() { # VERB ID EPOCH
@@ -200,7 +203,7 @@ ask() { # VERB ID EPOCH
   listen answer
   put "$1" "$2" && ring bell || refuse cannot-write "cannot write to $D" 73
   tries=0
-  while [ $tries -lt 400 ] && alive $U; do
+  while [ $tries -lt 200 ] && alive $U; do
     take $D/state; case $word in committed|reverted|superseded) break;; esac
     hear answer; tries=$((tries + 1))
   done
@@ -213,7 +216,7 @@ stc() { system=$1 goal=$2 limit=$3; NIXOS_NO_CHECK=1 NIXOS_INSTALL_BOOTLOADER=0 
 not_now() { echo "$*" >$D/refused; ring answer; exit 0; }
 run() {
   id=$1 epoch=$2 new=$3 mode=$4 activate=$5 commit=$6 old=$7
-  runs "$old" || old=$(current)
+  runs "$old" || { current; old=$current; }
   profile=$old; [ $P -ef "$old" ] || profile=$(readlink -f $P)
   take $D/epoch
   [ "$epoch" -ge "${word:-0}" ] || not_now "fenced epoch $epoch is older than $word"
@@ -289,7 +292,7 @@ unlock() { exec 8>&-; locked=no; }                                    # nobody e
 commit_() { # profile, then boot: `boot` makes only a generation of the profile the default. Then read back: its exit code is no proof.
   case $mode in
     boot) runs "$old" || fail superseded "somebody else switched";;
-    *) runs "$new" || fail superseded "somebody else switched to $(current)";;
+    *) runs "$new" || { current; fail superseded "somebody else switched to $current"; };;
   esac
   put state committing
   if [ "$mode" != test ]; then
@@ -359,11 +362,11 @@ revert() { # ExecStopPost: whatever ended the landing, unless it committed the h
     state reverted
     rm -f $G/old $G/new
   fi
-  say "$(get state): current system is $(current)"
+  current; say "$(get state): current system is $current"
 }
 ours() { # a system that is neither of this landing's is somebody else's, and is left alone
   ! runs "$old" && ! runs "$new" || return 0
-  put code superseded; put why "somebody else switched to $(current)"; state superseded
+  current; put code superseded; put why "somebody else switched to $current"; state superseded
   return 1
 }
 # The old system's switch-to-configuration, once nobody else's holds the lock. Where it ends with 2 or 4 it has done all that it could.

@@ -54,7 +54,7 @@ cluster: ## Test the chart on a real node: kubelet, containerd, pods
 	$(cargo) test -p nixos-host-e2e --test cluster --no-run
 	$(cargo_inside) test -p nixos-host-e2e --test cluster -- --ignored
 
-emulator: ## Test booting once by the real systemd-boot, with a kernel, in an emulator (5 minutes)
+emulator: ## Test landings by reboot with real kernels, systemd-boot and GRUB, in an emulator (12 minutes)
 	e2e/world/setup tools emulator
 	$(cargo) build -p nixos-host-controller
 	$(cargo) test -p nixos-host-e2e --test emulator --no-run

@@ -199,6 +199,8 @@ pub enum Loader {
     Extlinux,
     /// Boots what an EFI variable names for once, else its default.
     SystemdBoot,
+    /// Boots what its environment names for once, else its default. Only an emulated machine has its tools.
+    Grub,
 }
 
 /// Snippets for [`Knobs::snippet`].

@@ -1,4 +1,4 @@
-//! A host as a machine of its own, in an emulator: UEFI firmware, the real systemd-boot, a real kernel. No KVM: a boot takes half a minute.
+//! A host as a machine of its own, in an emulator: UEFI firmware, the real systemd-boot or GRUB, a real kernel. No KVM: a boot takes half a minute.
 
 use std::{
     path::{Path, PathBuf},

@@ -42,6 +42,8 @@ impl Host {
     pub fn boot_default(&self) -> String {
         let entry =
             self.exec(&["sh", "-c", r#"cat "/boot/loader/entries/$(awk '$1 == "default" { print $2 }' /boot/loader/loader.conf)""#]);
+        // GRUB's default is its first entry
+        let entry = if entry.status.success() { entry } else { self.exec(&["cat", "/boot/grub/grub.cfg"]) };
         if entry.status.success() {
             let options = entry.stdout.split_whitespace().find_map(|word| word.strip_prefix("init=")?.strip_suffix("/init"));
             return options.unwrap_or_else(|| panic!("{} boots no system:\n{}", self.name(), entry.stdout)).to_owned();

@@ -24,6 +24,7 @@ case $goal in switch|boot)
   case @installBootLoader@ in
     extlinux) sh @extlinuxConfBuilder@ @out@ 9>&- ;;
     systemd-boot) sh @systemdBootBuilder@ @out@ 9>&- ;;
+    grub) sh @grubBuilder@ @out@ 9>&- ;;
     *) false ;;
   esac || { echo "Failed to install bootloader" >&2; exit 1; }
 esac

@@ -33,6 +33,7 @@ let
     init = ./init.sh;
     extlinuxConfBuilder = ./extlinux-conf-builder.sh;
     systemdBootBuilder = ./systemd-boot-builder.sh;
+    grubBuilder = ./grub-builder.sh;
     bootctl = ./bootctl.sh;
   };
 
@@ -222,6 +223,7 @@ let
           init
           extlinuxConfBuilder
           systemdBootBuilder
+          grubBuilder
           ;
         kernel = linux;
         kernelParams = (kernel.params or "loglevel=4") + (if kernel.panics or false then " panic-at-once" else "");
@@ -247,7 +249,7 @@ let
         install_script() {
           sed -e "/@snippets@/{r $snippetsPath" -e 'd}' -e "s|@sh@|$PATH/sh|g" -e "s|@tools@|$PATH|g" -e "s|@out@|$out|g" \
             -e "s|@installBootLoader@|$installBootLoader|g" -e "s|@extlinuxConfBuilder@|$extlinuxConfBuilder|g" \
-            -e "s|@systemdBootBuilder@|$systemdBootBuilder|g" "$1" > "$2"
+            -e "s|@systemdBootBuilder@|$systemdBootBuilder|g" -e "s|@grubBuilder@|$grubBuilder|g" "$1" > "$2"
           chmod +x "$2"
         }
         install_script $switchToConfiguration $out/bin/switch-to-configuration

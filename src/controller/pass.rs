@@ -143,9 +143,10 @@ async fn work(
         && refused.reason == Reason::Forbidden
     {
         tracing::info!("asking once more: {}", refused.message);
-        if cancel.run_until_cancelled(tokio::time::sleep(RIGHTS_WITHIN)).await.is_some() {
-            read = wish(controller, object, before).await?;
+        if cancel.run_until_cancelled(tokio::time::sleep(RIGHTS_WITHIN)).await.is_none() {
+            return Ok(Err(()));
         }
+        read = wish(controller, object, before).await?;
     }
     let wish = match read {
         Ok(wish) => wish,

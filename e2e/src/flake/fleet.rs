@@ -265,3 +265,10 @@ pub mod units {
         )
     }
 }
+
+/// Where `text` is in the configuration that all hosts have, as Nix tells a position: `system.nix:LINE:COLUMN`.
+pub fn position(text: &str) -> String {
+    let mut lines = include_str!("../../world/flake/system.nix").lines().zip(1..);
+    let found = lines.find_map(|(line, number)| Some(format!("system.nix:{number}:{}", line.find(text)? + 1)));
+    found.unwrap_or_else(|| panic!("system.nix has no {text:?}"))
+}

@@ -1,7 +1,7 @@
 //! What is wrong with the flake, its credentials or the Secrets: each has its own reason and a message to act on, and delays nobody else.
 
 use nixos_host_e2e::controller::Options;
-use nixos_host_e2e::flake::fleet::{Build, Evaluation, EvaluationError};
+use nixos_host_e2e::flake::fleet::{Build, Evaluation, EvaluationError, position};
 use nixos_host_e2e::flake::server::Login;
 use nixos_host_e2e::flake::{Forge, Server};
 use nixos_host_e2e::world::KeyPair;
@@ -61,7 +61,7 @@ fn configurations() -> Vec<Case> {
         case(
             "throws",
             "EvaluationFailed",
-            &["nixosConfigurations.throws", "this configuration throws on purpose", "system.nix:40"],
+            &["nixosConfigurations.throws", "this configuration throws on purpose", &position("throw \"this")],
             attribute("throws"),
         ),
         case("asserts", "EvaluationFailed", &["- web needs a certificate"], attribute("asserts")),

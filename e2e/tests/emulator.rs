@@ -1,4 +1,4 @@
-//! On a machine with UEFI firmware, the real systemd-boot and bootctl, and a real kernel, in an emulator: what the landing by reboot builds on, and
+//! On a machine with UEFI firmware, the real systemd-boot and bootctl or the real GRUB, and a real kernel, in an emulator: what the landing by reboot builds on, and
 //! the whole of it by a controller.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stderr, reason = "tests")]
 
@@ -107,6 +107,7 @@ async fn a_machine_whose_clock_jumps_while_it_waits_for_the_commit_lands() {
         let state = || scenario.hosts[0].exec(&["cat", "/run/nixos-host-controller/state"]).stdout;
         until_true("the machine to wait for the commit", LATER, || state().trim_end() == "activated").await;
         scenario.hosts[0].output(&["date", "--set", jump]);
+        assert_eq!(state().trim_end(), "activated", "it jumped meanwhile");
         scenario.landed(0, &rev, LATER).await;
     }
     assert_eq!(scenario.hosts[0].boots(), 1);

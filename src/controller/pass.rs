@@ -141,6 +141,7 @@ async fn work(
     let mut read = wish(controller, object, before).await?;
     if let Err(refused) = &read
         && refused.reason == Reason::Forbidden
+        && findings.records.get("Read").is_none_or(|record| record.reason.as_deref() != Some(Reason::Forbidden.as_str()))
     {
         tracing::info!("asking once more: {}", refused.message);
         if cancel.run_until_cancelled(tokio::time::sleep(RIGHTS_WITHIN)).await.is_none() {

@@ -15,7 +15,7 @@
 # One transient systemd service *is* the landing. Its name is the lock, because pid 1 refuses a second one. Its ExecStopPost is
 # the revert, so that whatever ends it (exit, crash, kill, stop, time-out) without a commit brings the old system back: there is no moment in
 # which the new system is being activated and the way back is not armed. Only that service writes; requests are files that it reads.
-# Two FIFOs wake whoever waits at once: `bell` the landing, `answer` those who ask it. A ring that is lost costs two seconds, no more.
+# Two FIFOs wake whoever waits at once: `bell` the landing, `answer` those who ask it. A ring that another one hears costs a second, no more.
 #
 # Each look at a host runs this, and each process of it is felt on a small machine: what the shell can do, the shell does.
 # shellcheck disable=SC2015,SC2317,SC3013 # `a && b || c` is meant: c also where b fails; functions are called by their names' values; every sh has -ef
@@ -42,12 +42,12 @@ tell() { take "$2"; echo "$1=$word"; }
 put() { printf '%-250.250s\n' "$2" 1<>"$D/$1"; }                     # overwrites in place: a full /run cannot stop it
 state() { put state "$1"; ring answer; }                             # `put state` alone where nobody waits for that
 ring() { [ ! -p "$D/$1" ] || printf . 1<>"$D/$1"; }
-hear() { # two seconds at most, after `listen` to it. NixOS has bash for sh, which waits by itself
-  if [ ! -p "$D/$1" ]; then sleep 1
+hear() { # FIFO SECONDS, after `listen` to it. NixOS has bash for sh, which waits by itself
+  if [ ! -p "$D/$1" ]; then sleep "$2"
   elif [ -n "${BASH_VERSION:-}" ]; then
     # shellcheck disable=SC3045
-    read -r -t 2 -n 1 _ <&9
-  else timeout 2 head -c 1 <&9 >/dev/null 2>&1; fi
+    read -r -t "$2" -n 1 _ <&9
+  else timeout "$2" head -c 1 <&9 >/dev/null 2>&1; fi
 }
 listen() { [ ! -p "$D/$1" ] || exec 9<>"$D/$1"; }
 now() { read -r now _ </proc/uptime; now=${now%.*}; }                # into $now: immune to a clock that jumps
@@ -181,7 +181,7 @@ land() {
     -p "ExecStopPost=-/bin/sh $D/script _revert $id" -p "ExecStopPost=-/bin/sh $D/script _last $id" \
     /bin/sh $D/script _run "$id" "$epoch" "$new" "$mode" "$activate" "$commit" "$old"; then
     tries=0
-    while [ ! -e $D/refused ] && { ! is id "$id" || ! settled; } && [ $tries -lt 5 ]; do hear answer; tries=$((tries + 1)); done
+    while [ ! -e $D/refused ] && { ! is id "$id" || ! settled; } && [ $tries -lt 10 ]; do hear answer 1; tries=$((tries + 1)); done
     [ ! -e $D/refused ] || refuse "$(cut -d' ' -f1 $D/refused)" "$(cut -d' ' -f2- $D/refused)" 75
     return 0
   fi
@@ -194,7 +194,7 @@ land() {
 settled() { take $D/state; case $word in activated|rebooting|committed|reverted|superseded|failed) true;; *) ! alive $U;; esac; }
 wait_() {
   listen answer
-  tries=0; while is id "$1" && [ $tries -lt 10 ] && ! settled; do hear answer; tries=$((tries + 1)); done
+  tries=0; while is id "$1" && [ $tries -lt 20 ] && ! settled; do hear answer 1; tries=$((tries + 1)); done
   if is id "$1" && is state activated && alive $U; then status brief; else status; fi
 }
 ask() { # VERB ID EPOCH
@@ -203,9 +203,9 @@ ask() { # VERB ID EPOCH
   listen answer
   put "$1" "$2" && ring bell || refuse cannot-write "cannot write to $D" 73
   tries=0
-  while [ $tries -lt 200 ] && alive $U; do
+  while [ $tries -lt 400 ] && alive $U; do
     take $D/state; case $word in committed|reverted|superseded) break;; esac
-    hear answer; tries=$((tries + 1))
+    hear answer 1; tries=$((tries + 1))
   done
   status
 }
@@ -237,7 +237,7 @@ run() {
     ! is revert "$id" || fail asked "the controller asked for the old system"
     if is state activated && lock && is commit "$id"; then commit_; exit; fi
     in_time || past_deadline
-    hear bell
+    hear bell 2
   done
 }
 activate() {

@@ -78,7 +78,7 @@ async fn killed_while(stage: &str, patch: &serde_json::Value, slow: impl FnOnce(
 async fn killed_while_evaluating() {
     let scenario = killed_while("Evaluating", &json!({}), |knobs| {
         knobs.rev = Some(2);
-        knobs.evaluation = Some(Evaluation { spin: 3000, ..Evaluation::default() });
+        knobs.evaluation = Some(Evaluation { spin: 30_000, ..Evaluation::default() });
     })
     .await;
     scenario.finish().await;

@@ -83,11 +83,12 @@ async fn a_machine_that_is_not_free_says_why_and_lands_once_it_is() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_switches_past_the_lock_in_its_middle_is_left_alone_by_that_landing() {
-    let (mut scenario, old) = landed(&json!({"spec": {"activation": {"settle": "6s"}}})).await;
+    let (mut scenario, old) = landed(&json!({})).await;
+    scenario.apply(0, &json!({"spec": {"activation": {"settle": "20s"}}}));
     let rev = scenario.repository.commit(|fleet| fleet.host("web-1").rev = Some(2));
     scenario.request(0);
-    until_true("the new system to run", SOON, || scenario.hosts[0].current_system() != old).await;
-    doing(&scenario, 0, "Verifying").await;
+    let state = || scenario.hosts[0].exec(&["cat", "/run/nixos-host-controller/state"]).stdout;
+    until_true("the machine to wait for the commit", SOON, || state().trim_end() == "activated").await;
     scenario.hosts[0].output(&["rm", "-f", "/run/nixos/switch-to-configuration.lock"]);
     assert_eq!(scenario.hosts[0].switch(&old, "test").code(), 0);
     let said = until("it to be said", SOON, || async {

@@ -74,13 +74,15 @@ async fn a_secret_that_may_not_be_read_is_named_and_a_refusal_that_passes_is_not
     grant(&scenario, count, ("get", "secrets", Some("locked")));
     scenario.landed(1, &rev, SOON).await;
 
+    let may = || scenario.kubectl.attempt(&["auth", "can-i", "get", "secret/locked", "--as=limited"]).stdout.starts_with("yes");
     let refusals = || scenario.controller().log().matches("asking once more").count();
     let before = refusals();
     scenario.kubectl.run(&["delete", "rolebinding", &format!("controller-{count}")]);
+    until_true("the right to be gone", SOON, || !may()).await;
     scenario.request(1);
     until_true("the Secret to be refused", SOON, || refusals() > before).await;
     scenario.kubectl.run(&["create", "rolebinding", "again", &format!("--role=controller-{count}"), "--user=limited"]);
-    throughout("the host to be ready", Duration::from_secs(6), || async {
+    throughout("the host to be ready", Duration::from_secs(8), || async {
         let object = scenario.get(1);
         match nixos_host_e2e::scenario::condition(&object, "Ready") {
             Some(ready) if ready["status"] == "True" => Ok(()),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, oneshot};
 
 use super::order::{self, NoClosure};
 use super::process::Process;
@@ -92,14 +92,13 @@ impl LocalStore {
         order::closure(root, ask.await?).map_err(|source| LocalStoreError::Closure { root: root.clone(), source })
     }
 
-    /// Asks one question. It is asked to its end also when the caller goes away half way: the process, which is put back only after a whole
-    /// answer, would be out of step and have to go.
+    /// Asks one question. Where the caller goes away half way it is asked to its end all the same, for a short while: the process, which is put back
+    /// only after a whole answer, would be out of step and have to go.
     async fn ask<T, Q>(&self, question: Q) -> Result<T, LocalStoreError>
     where
         T: Send + 'static,
         Q: for<'p> FnOnce(&'p mut Process) -> BoxFuture<'p, io::Result<T>> + Send + 'static,
     {
-        let deadline = self.deadline;
         let asked = async {
             let mut kept = Arc::clone(&self.process).lock_owned().await;
             let mut process = match kept.take() {
@@ -107,18 +106,29 @@ impl LocalStore {
                 None => Process::start(&self.nix, &FORGETFUL)
                     .map_err(|source| LocalStoreError::Start { program: self.nix.program.clone(), source })?,
             };
-            let answer = tokio::spawn(async move {
-                match tokio::time::timeout(deadline, question(&mut process)).await {
-                    Ok(Ok(answer)) => {
+            let (mut answer, answered) = oneshot::channel();
+            tokio::spawn(async move {
+                let result = tokio::select! {
+                    biased;
+                    result = question(&mut process) => result,
+                    () = abandoned(&mut answer) => return,
+                };
+                let _ = answer.send(match result {
+                    Ok(found) => {
                         *kept = Some(process);
-                        Ok(answer)
+                        Ok(found)
                     }
-                    Ok(Err(source)) => Err(LocalStoreError::Ask { stderr: process.stderr(), source }),
-                    Err(_) => Err(LocalStoreError::TimedOut { after: deadline }),
-                }
+                    Err(source) => Err(LocalStoreError::Ask { stderr: process.stderr(), source }),
+                });
             });
-            answer.await.unwrap_or_else(|ended| Err(LocalStoreError::Ask { stderr: String::new(), source: io::Error::other(ended) }))
+            answered.await.unwrap_or_else(|gone| Err(LocalStoreError::Ask { stderr: String::new(), source: io::Error::other(gone) }))
         };
-        tokio::time::timeout(deadline, asked).await.unwrap_or(Err(LocalStoreError::TimedOut { after: deadline }))
+        tokio::time::timeout(self.deadline, asked).await.unwrap_or(Err(LocalStoreError::TimedOut { after: self.deadline }))
     }
+}
+
+/// So long nobody has waited for the answer.
+async fn abandoned<T>(answer: &mut oneshot::Sender<T>) {
+    answer.closed().await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
 }

@@ -1,7 +1,6 @@
 //! A copy into a real `nix-store --serve --write`, over pipes.
 
 use std::ffi::OsString;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -136,8 +135,8 @@ async fn who_goes_away_half_way_costs_the_others_no_process() {
     let (starts, program) = (here.path().join("starts"), here.path().join("counted"));
     let script = format!("#!/bin/sh\necho started >>{}\nexec {} \"$@\"\n", starts.display(), nix.program.display());
     std::fs::write(&program, script).unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let local = LocalStore::new(NixStore { program, ..nix }, Duration::from_secs(20));
+    let arguments = std::iter::once(program.into_os_string()).chain(nix.arguments).collect();
+    let local = LocalStore::new(NixStore { program: "/bin/sh".into(), arguments, ..nix }, Duration::from_secs(20));
     for round in 0..50 {
         let gone = tokio::time::timeout(Duration::from_micros(round * 40), local.closure(&path)).await;
         assert!(gone.is_err() || gone.unwrap().is_ok());
